@@ -1,0 +1,82 @@
+"""Deterministic encoders by id. Adding one is a module and a line in `CODECS`.
+
+A codec turns plain bytes into the same packed bytes every time, for one library version and
+one set of parameters. Which library made a file is found by trial (`find`); whether the
+library at hand is still the same is shown by a known-answer test before anything is encoded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from rehydrator.codecs import deflate, zstandard
+from rehydrator.core.errors import HostileInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+Params = tuple[tuple[str, int], ...]
+
+
+class Codec(Protocol):
+    """One encoder library."""
+
+    id: str
+
+    def version(self) -> str:
+        """Name and version of the library, for messages and for the bundle."""
+        ...
+
+    def encode(self, plain: bytes, params: Mapping[str, int]) -> bytes:
+        """The packed bytes. Raises ValueError for parameters that the codec does not have."""
+        ...
+
+    def decode(self, packed: bytes, params: Mapping[str, int], size: int) -> bytes:
+        """Exactly `size` plain bytes; raises HostileInput otherwise, and never makes more."""
+        ...
+
+    def candidates(self, family: str) -> Sequence[Params]:
+        """Parameters worth trying for a family of streams ("zlib", "deflate12", "zstd")."""
+        ...
+
+
+CODECS: dict[str, Codec] = {codec.id: codec for codec in (deflate.ZLIB, deflate.ZLIB_NG, zstandard.ZSTD)}
+
+
+def codec(name: str) -> Codec:
+    """The codec called `name`.
+
+    Raises:
+        HostileInput: there is none of that name.
+    """
+    if name not in CODECS:
+        raise HostileInput(f"unknown codec {name!r:.40}; this version has {', '.join(CODECS)}")
+    return CODECS[name]
+
+
+def candidates(family: str) -> list[tuple[str, Params]]:
+    """(codec id, params) worth trying for a family, likeliest first."""
+    ranked = [
+        (rank, number, name, params)
+        for number, (name, each) in enumerate(CODECS.items())
+        for rank, params in enumerate(each.candidates(family))
+    ]
+    return [(name, params) for _, _, name, params in sorted(ranked)]
+
+
+def find(family: str, samples: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, Params]]:
+    """The encoders that reproduce at least one of the (plain, packed) samples; best first.
+
+    Samples that an earlier hit explains are not tried again with later candidates, so that
+    a file made by one encoder costs one encoding per sample and candidate until the hit.
+    """
+    left, found = list(samples), []
+    for name, params in candidates(family):
+        encode = CODECS[name].encode
+        missed = [(plain, packed) for plain, packed in left if encode(plain, dict(params)) != packed]
+        if len(missed) < len(left):
+            found.append((name, params))
+        left = missed
+        if not left:
+            break
+    return found

@@ -1,0 +1,1 @@
+"""The nouns, without any outside thing: errors, digests, readers, ops, canonical JSON, packs."""

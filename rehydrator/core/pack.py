@@ -1,0 +1,166 @@
+"""Pack files: independently decodable frames, and the index that names each one's digest.
+
+    pack  = frame* | index
+    index = "RHPKIDX1" | count u32 | 0 u32 | record*        (64-byte records, little endian)
+
+A *data* frame holds bytes of the pack's space; a *chunk* frame holds one recipe chunk. The
+index is found through bundle.json, which pins its place and its digest, so that one frame
+can be checked and decoded without reading the rest (bundle/FORMAT.md, section 5).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from backports import zstd
+
+from rehydrator.core.digest import frame_digest
+from rehydrator.core.errors import DigestMismatch, HostileInput
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DATA: Final = 0
+CHUNK: Final = 1
+
+STORED: Final = 0
+ZSTD: Final = 1
+
+MAX_FRAME = 64 << 20
+MAX_FRAMES = 1 << 20
+INDEX_MAGIC = b"RHPKIDX1"
+
+_HEADER = struct.Struct("<8sII")
+_RECORD = struct.Struct("<BBBBIQQII32s")
+assert _RECORD.size == 64
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame of a pack.
+
+    `start` is where its plain bytes begin: in the pack's space (data), or in the recipe's
+    output (chunk). `offset` and `stored` place it in the file; `plain` is its decoded size.
+    `planes` > 1 means that the plain bytes were split into that many byte planes before
+    compression, as tables of integers are.
+    """
+
+    kind: int
+    codec: int
+    planes: int
+    start: int
+    offset: int
+    stored: int
+    plain: int
+    digest: bytes
+
+
+def encode_index(frames: Sequence[Frame]) -> bytes:
+    """The index of a pack."""
+    records = (
+        _RECORD.pack(f.kind, f.codec, f.planes, 0, 0, f.start, f.offset, f.stored, f.plain, f.digest)
+        for f in frames
+    )
+    return _HEADER.pack(INDEX_MAGIC, len(frames), 0) + b"".join(records)
+
+
+def decode_index(data: bytes, what: str) -> list[Frame]:
+    """The frames of an index whose digest was checked already.
+
+    Raises:
+        HostileInput: anything that encode_index does not write.
+    """
+    if len(data) < _HEADER.size:
+        raise HostileInput(f"{what}: index cut short")
+    magic, count, zero = _HEADER.unpack_from(data)
+    if magic != INDEX_MAGIC or zero or len(data) != _HEADER.size + count * _RECORD.size:
+        raise HostileInput(f"{what}: not a pack index")
+    frames = []
+    for record in _RECORD.iter_unpack(data[_HEADER.size :]):
+        kind, codec, planes, zero1, zero2, start, offset, stored, plain, digest = record
+        if kind > CHUNK or codec > ZSTD or planes not in (1, 2, 4, 8) or zero1 or zero2:
+            raise HostileInput(f"{what}: unknown frame kind {kind}, codec {codec}, planes {planes}")
+        if not 0 < plain <= MAX_FRAME or not 0 < stored <= MAX_FRAME or plain % planes:
+            raise HostileInput(f"{what}: a frame of {stored} bytes that decodes to {plain}")
+        frames.append(Frame(kind, codec, planes, start, offset, stored, plain, digest))
+    return frames
+
+
+def encode_frame(plain: bytes, level: int, planes: int = 1) -> tuple[int, bytes]:
+    """(codec, stored bytes) of a frame: zstd, or as it is where zstd does not gain."""
+    split = split_planes(plain, planes)
+    packed = zstd.compress(split, options=frame_options(level, len(plain)))
+    return (ZSTD, packed) if len(packed) < len(split) else (STORED, split)
+
+
+def frame_options(level: int, size: int) -> dict[int, int]:
+    """Zstd's parameters for a frame of `size` bytes: the window covers the frame, and
+    long-distance matching helps from 4 MiB on (measured: 1.5 % at 16 MiB, level 19).
+    """
+    parameter = zstd.CompressionParameter
+    window = max(10, min(27, (max(size, 1) - 1).bit_length()))
+    options: dict[int, int] = {
+        parameter.compression_level: level,
+        parameter.window_log: window,
+        parameter.content_size_flag: 1,
+        parameter.checksum_flag: 0,
+        parameter.dict_id_flag: 0,
+    }
+    if size >= 4 << 20:
+        options[parameter.enable_long_distance_matching] = 1
+    return options
+
+
+def decode_frame(frame: Frame, stored: bytes, what: str) -> bytes:
+    """The plain bytes of a frame, after its digest was checked.
+
+    Raises:
+        DigestMismatch: `stored` is not what the index pins.
+        HostileInput: it does not decode to exactly `frame.plain` bytes.
+    """
+    if frame_digest(stored) != frame.digest:
+        raise DigestMismatch(f"{what}: frame at {frame.offset} is damaged (its digest differs)")
+    plain = stored if frame.codec == STORED else decompress(stored, frame.plain, what)
+    if len(plain) != frame.plain:
+        raise HostileInput(
+            f"{what}: frame at {frame.offset} decodes to {len(plain)} bytes, not {frame.plain}"
+        )
+    return join_planes(plain, frame.planes)
+
+
+def decompress(stored: bytes, size: int, what: str, prefix: bytes = b"") -> bytes:
+    """Decode exactly one zstd frame of exactly `size` bytes; more is never made.
+
+    Raises:
+        HostileInput: malformed, of another size, or with bytes behind it.
+    """
+    dictionary = zstd.ZstdDict(prefix, is_raw=True).as_prefix if prefix else None
+    try:
+        declared = zstd.get_frame_info(stored).decompressed_size
+        if declared != size or zstd.get_frame_size(stored) != len(stored):
+            raise HostileInput(f"{what}: a zstd frame that does not hold exactly {size} bytes")
+        options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 27}
+        plain = zstd.decompress(stored, zstd_dict=dictionary, options=options)
+    except (zstd.ZstdError, ValueError) as error:
+        raise HostileInput(f"{what}: not a zstd frame: {error}") from None
+    if len(plain) != size:
+        raise HostileInput(f"{what}: a zstd frame that does not hold exactly {size} bytes")
+    return plain
+
+
+def split_planes(plain: bytes, planes: int) -> bytes:
+    """Byte 0 of every integer, then byte 1 of every integer, …"""
+    return plain if planes == 1 else b"".join(plain[p::planes] for p in range(planes))
+
+
+def join_planes(split: bytes, planes: int) -> bytes:
+    """The inverse of split_planes."""
+    if planes == 1:
+        return split
+    each = len(split) // planes
+    plain = bytearray(len(split))
+    for plane in range(planes):
+        plain[plane::planes] = split[plane * each : (plane + 1) * each]
+    return bytes(plain)
