@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rehydrator.core.reader import Reader
-    from rehydrator.formats.explanation import Explanation
+    from rehydrator.formats.explanation import Each, Explanation
 
 
 class Format(NamedTuple):
@@ -19,7 +19,7 @@ class Format(NamedTuple):
 
     name: str
     recognise: Callable[[Reader], bool]
-    explain: Callable[[Reader], Explanation]
+    explain: Callable[[Reader, Each], Explanation]
 
 
 # Read top to bottom; the first that recognises a file explains it. Raw comes last: any disk
@@ -32,7 +32,7 @@ def recognise(file: Reader) -> Format | None:
     return next((each for each in FORMATS if each.recognise(file)), None)
 
 
-def explain(file: Reader) -> Explanation:
+def explain(file: Reader, each: Each = map) -> Explanation:
     """The file explained.
 
     Raises:
@@ -42,7 +42,7 @@ def explain(file: Reader) -> Explanation:
     if found is None:
         raise Unexplained("no known disk format")
     try:
-        return found.explain(file)
+        return found.explain(file, each)
     except Unexplained as error:
         raise Unexplained(f"{found.name}: {error}") from None
     except HostileInput as error:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from rehydrator.core.errors import HostileInput, Unexplained
 from rehydrator.core.ops import Copy, Op, Rules, is_zeros, zeros
@@ -27,7 +27,18 @@ if TYPE_CHECKING:
 
     from rehydrator.core.reader import Reader, SparseReader
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 GUEST, FILE, SIZES = 0, 1, 2
+
+
+class Each(Protocol):
+    """`map`, or an executor's: how a format module runs slow work (encoders) side by side.
+    Results come in order, so that the outcome does not depend on the number of threads."""
+
+    def __call__(self, work: Callable[[T], R], items: Iterable[T], /) -> Iterable[R]: ...
+
 
 MAX_EXTENTS = 4 << 20
 

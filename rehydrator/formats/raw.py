@@ -15,6 +15,7 @@ from rehydrator.formats.explanation import GUEST, Explanation, Extent, GuestRead
 
 if TYPE_CHECKING:
     from rehydrator.core.reader import Reader
+    from rehydrator.formats.explanation import Each
 
 SECTOR = 512
 _MBR_SIGNATURE = b"\x55\xaa"
@@ -30,7 +31,7 @@ def recognise(file: Reader) -> bool:
     return any(file.size >= 2 * sector and file.pread(sector, 8) == _GPT_SIGNATURE for sector in (512, 4096))
 
 
-def explain(file: Reader) -> Explanation:
+def explain(file: Reader, each: Each = map) -> Explanation:
     """Guest and file are the same bytes."""
     extents = [Extent(start, length, start) for start, length in data_spans(file)]
     guest = GuestReader(file, file.size, extents)

@@ -1,0 +1,1 @@
+"""Where bytes lie: files and directories of this machine."""
