@@ -1,0 +1,334 @@
+"""Opening a bundle: every byte that it gives comes from files that the manifest pins.
+
+    bundle.json ──signature──> manifest ──index digest──> pack index ──frame digest──> frame
+
+The manifest is read whole and checked first; pack indexes, recipe chunks and frames are read
+when a span needs them, each against the digest above it. Nothing is decoded before that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from rehydrator.bundle import manifest as manifests
+from rehydrator.bundle.manifest import PackSpace, RecipeSpace
+from rehydrator.codecs import codec
+from rehydrator.core.digest import frame_digest
+from rehydrator.core.errors import DigestMismatch, HostileInput, ToolMissing
+from rehydrator.core.ops import Copy, Decode, Encode, Offsets
+from rehydrator.core.pack import CHUNK, DATA, decode_frame, decode_index
+from rehydrator.core.recipe import decode_chunk, output_offsets
+from rehydrator.engine import DEFAULT_CACHE, Cache, Machine, run_ops
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rehydrator.bundle.manifest import Artifact, Manifest, Pack, Release, StoredFile
+    from rehydrator.core.ops import Op, Rules
+    from rehydrator.core.pack import Frame
+    from rehydrator.core.reader import Reader
+    from rehydrator.engine import Piece, Space, SpaceReader
+    from rehydrator.store.files import Files
+
+SIGNATURES = "signatures/"
+MAX_INDEX = 1 << 26
+_MAX_SIGNATURE = 4096
+_CHUNKS_HELD = 48
+
+
+class PackFile:
+    """One pack: its index, checked once, and its frames, checked each."""
+
+    def __init__(self, files: Files, pack: Pack) -> None:
+        self._files, self._pack = files, pack
+        self._lock = threading.Lock()
+        self._frames: list[Frame] | None = None
+        self._reader: Reader | None = None
+
+    @property
+    def name(self) -> str:
+        return self._pack.stored.file
+
+    def frames(self) -> list[Frame]:
+        """All frames, in order.
+
+        Raises:
+            DigestMismatch: the index is not the one that the manifest pins.
+            HostileInput: the file is short, or a frame lies outside of it.
+        """
+        with self._lock:
+            if self._frames is None:
+                self._frames = self._load()
+            return self._frames
+
+    def plain(self, frame: Frame) -> bytes:
+        """The plain bytes of one frame."""
+        return decode_frame(frame, self._open().pread(frame.offset, frame.stored), self.name)
+
+    def _open(self) -> Reader:
+        if self._reader is None:
+            reader = self._files.open(self.name)
+            if reader.size != self._pack.stored.size:
+                raise HostileInput(f"{self.name}: {reader.size} bytes, not {self._pack.stored.size}")
+            self._reader = reader
+        return self._reader
+
+    def _load(self) -> list[Frame]:
+        if self._pack.index_length > MAX_INDEX:
+            raise HostileInput(f"{self.name}: an index of {self._pack.index_length} bytes")
+        index = self._open().pread(self._pack.index_offset, self._pack.index_length)
+        if frame_digest(index).hex() != self._pack.index_digest:
+            raise DigestMismatch(f"{self.name}: its index is damaged (the digest differs)")
+        frames = decode_index(index, self.name)
+        if any(frame.offset + frame.stored > self._pack.index_offset for frame in frames):
+            raise HostileInput(f"{self.name}: a frame lies outside of the file")
+        return frames
+
+
+class DataSpace:
+    """The plain bytes of a pack's data frames."""
+
+    def __init__(self, number: int, pack: PackFile, size: int) -> None:
+        self._number, self._pack, self.size = number, pack, size
+        self._frames: list[Frame] | None = None
+        self._starts: list[int] = []
+
+    def pieces(self, machine: Machine, offset: int, length: int) -> Iterator[Piece]:
+        frames = self._frames or self._load()
+        index, end = bisect_right(self._starts, offset) - 1, offset + length
+        while offset < end:
+            frame = frames[index]
+            plain = self._plain(machine, index, frame)
+            stop = min(end, frame.start + frame.plain)
+            yield memoryview(plain)[offset - frame.start : stop - frame.start]
+            offset, index = stop, index + 1
+
+    def _plain(self, machine: Machine, index: int, frame: Frame) -> bytes:
+        return machine.cache.get((self._number, index), lambda: self._pack.plain(frame))
+
+    def _load(self) -> list[Frame]:
+        frames = [frame for frame in self._pack.frames() if frame.kind == DATA]
+        end = 0
+        for frame in frames:
+            if frame.start != end:
+                raise HostileInput(f"{self._pack.name}: its data frames do not follow each other")
+            end = frame.start + frame.plain
+        if end != self.size:
+            raise HostileInput(f"{self._pack.name}: {end} plain bytes, not {self.size}")
+        self._starts = [frame.start for frame in frames]
+        self._frames = frames
+        return frames
+
+
+class ChunkedSpace:
+    """What a recipe in chunks makes."""
+
+    def __init__(self, number: int, pack: PackFile, space: RecipeSpace, rules: Rules) -> None:
+        self._number, self._pack, self._space, self._rules = number, pack, space, rules
+        self._inputs = frozenset(space.inputs)
+        self.size = space.size
+        self._lock = threading.Lock()
+        self._held: OrderedDict[int, tuple[Sequence[Op], Sequence[int]]] = OrderedDict()
+        self._chunks: list[Frame] | None = None
+        self._starts: list[int] = []
+
+    def pieces(self, machine: Machine, offset: int, length: int) -> Iterator[Piece]:
+        chunks = self._chunks or self._load()
+        index, end = bisect_right(self._starts, offset) - 1, offset + length
+        while offset < end:
+            ops, starts = self._ops(index)
+            begin = chunks[index].start
+            stop = min(end, begin + starts[-1])
+            yield from run_ops(machine, ops, starts, offset - begin, stop - offset)
+            offset, index = stop, index + 1
+
+    def ops(self) -> Iterator[Op]:
+        """All ops, in order."""
+        for index in range(len(self._chunks or self._load())):
+            yield from self._ops(index)[0]
+
+    def _load(self) -> list[Frame]:
+        frames = self._pack.frames()
+        chunks = frames[self._space.first : self._space.first + self._space.count]
+        starts = [chunk.start for chunk in chunks]
+        wrong = any(chunk.kind != CHUNK for chunk in chunks) or len(chunks) != self._space.count
+        if wrong or starts[:1] not in ([], [0]) or bool(self.size) != bool(chunks):
+            raise HostileInput(f"{self._pack.name}: space {self._number} names other frames than chunks")
+        if any(low >= high for low, high in pairwise(starts)):
+            raise HostileInput(f"{self._pack.name}: the chunks of space {self._number} are out of order")
+        self._starts = starts
+        self._chunks = chunks
+        return chunks
+
+    def _ops(self, index: int) -> tuple[Sequence[Op], Sequence[int]]:
+        with self._lock:
+            held = self._held.get(index)
+            if held is None:
+                held = self._held[index] = self._decode(index)
+                if len(self._held) > _CHUNKS_HELD:
+                    self._held.popitem(last=False)
+            else:
+                self._held.move_to_end(index)
+            return held
+
+    def _decode(self, index: int) -> tuple[Sequence[Op], Sequence[int]]:
+        assert self._chunks is not None
+        chunk = self._chunks[index]
+        ops = decode_chunk(self._pack.plain(chunk))
+        starts = output_offsets(ops)
+        following = self._starts[index + 1] if index + 1 < len(self._starts) else self.size
+        if chunk.start + starts[-1] != following:
+            raise HostileInput(f"{self._pack.name}: a chunk of space {self._number} is of another length")
+        if not self._named(ops) <= self._inputs:
+            raise HostileInput(f"{self._pack.name}: space {self._number} names a space not among its inputs")
+        return ops, starts
+
+    def _named(self, ops: Sequence[Op]) -> set[int]:
+        return {space for op in ops for space in spaces_of(op, self._rules)}
+
+
+def spaces_of(op: Op, rules: Rules) -> tuple[int, ...]:
+    """The spaces that an op reads.
+
+    Raises:
+        HostileInput: it names a rule that does not exist.
+    """
+    try:
+        if isinstance(op, Copy):
+            return (op.space,)
+        if isinstance(op, Offsets):
+            return (rules.tables[rules.offsets[op.rule].table].space,)
+        if isinstance(op, Encode):
+            encode = rules.encodes[op.rule]
+            return encode.input, rules.tables[encode.table].space
+        if isinstance(op, Decode):
+            decode = rules.decodes[op.rule]
+            return (decode.input,) if decode.prefix is None else (decode.input, decode.prefix)
+    except IndexError:
+        raise HostileInput(f"an op names a rule that does not exist: {op}") from None
+    return ()
+
+
+class Bundle:
+    """An opened bundle."""
+
+    def __init__(self, files: Files, cache: int = DEFAULT_CACHE) -> None:
+        """Reads and checks bundle.json.
+
+        Raises:
+            NotInBundle: there is no bundle.json.
+            HostileInput: it is malformed.
+        """
+        self.files = files
+        source = files.open(manifests.MANIFEST)
+        if source.size > manifests.MAX_MANIFEST:
+            raise HostileInput(f"{manifests.MANIFEST}: {source.size} bytes, above the limit")
+        self.signed_bytes = source.pread(0, source.size)
+        self.manifest: Manifest = manifests.decode(self.signed_bytes)
+        self._packs = [PackFile(files, pack) for pack in self.manifest.packs]
+        spaces = {number: self._space(number) for number in range(len(self.manifest.spaces))}
+        self.machine = Machine(spaces, self.manifest.rules, Cache(cache))
+        self._known: set[int] = set()
+
+    def signatures(self) -> dict[str, bytes]:
+        """The in-band signatures by key id."""
+        names = [name for name in self.files.names() if name.startswith(SIGNATURES)]
+        found = {}
+        for name in names:
+            reader = self.files.open(name)
+            if reader.size > _MAX_SIGNATURE:
+                raise HostileInput(f"{name}: {reader.size} bytes are no signature")
+            found[name.removeprefix(SIGNATURES).removesuffix(".sig")] = reader.pread(0, reader.size)
+        return found
+
+    def reader(self, artifact: Artifact) -> SpaceReader:
+        """The artifact's image form; its encoders are checked first."""
+        space = artifact.image.space
+        assert space is not None
+        self.check_encoders(space)
+        return self.machine.reader(space)
+
+    def check_encoders(self, space: int) -> None:
+        """Run the known-answer test of every encoder that `space` stands on.
+
+        Raises:
+            ToolMissing: the library at hand does not give the known answer; names the one that does.
+        """
+        rules = self.manifest.rules
+        reach = self.manifest.reach(space)
+        tables = {number for number, table in enumerate(rules.tables) if table.space in reach}
+        needed = {(rule.codec, rule.params) for rule in rules.encodes if rule.table in tables}
+        for number, answer in enumerate(self.manifest.known_answers):
+            if (answer.codec, answer.params) in needed and number not in self._known:
+                self._check_answer(number)
+            needed.discard((answer.codec, answer.params))
+        if needed:
+            names = ", ".join(sorted(name for name, _ in needed))
+            raise HostileInput(f"{manifests.MANIFEST}: no known answer for encoder {names}")
+
+    def document(self, release: Release) -> bytes:
+        """The stream document, as it was given to the build."""
+        return read_checked(self.files, release.document)
+
+    def packs(self) -> list[PackFile]:
+        """The packs, in the manifest's order."""
+        return self._packs
+
+    def _space(self, number: int) -> Space:
+        space = self.manifest.spaces[number]
+        pack = self._packs[space.pack]
+        if isinstance(space, PackSpace):
+            return DataSpace(number, pack, space.size)
+        return ChunkedSpace(number, pack, space, self.manifest.rules)
+
+    def _check_answer(self, number: int) -> None:
+        answer = self.manifest.known_answers[number]
+        plain = self.machine.read(answer.space, answer.offset, answer.length)
+        try:
+            encoder = codec(answer.codec)
+            made = hashlib.sha256(encoder.encode(plain, dict(answer.params))).hexdigest()
+            have = encoder.version()
+        except ImportError:
+            made, have = "", "no such library"
+        if made != answer.sha256:
+            raise ToolMissing(
+                f"this image was encoded with {answer.library}, and {have} here gives other bytes; "
+                f"use the container that the bundle is in, or install {answer.library}"
+            )
+        self._known.add(number)
+
+
+def read_checked(files: Files, stored: StoredFile) -> bytes:
+    """A pinned file, whole.
+
+    Raises:
+        DigestMismatch: it is not what the manifest pins.
+    """
+    reader = files.open(stored.file)
+    if reader.size != stored.size:
+        raise DigestMismatch(f"{stored.file}: {reader.size} bytes, not {stored.size}")
+    data = reader.pread(0, stored.size)
+    if hashlib.sha256(data).hexdigest() != stored.sha256:
+        raise DigestMismatch(f"{stored.file}: damaged (its SHA-256 differs)")
+    return data
+
+
+def check_file(files: Files, stored: StoredFile, block: int = 4 << 20) -> None:
+    """Check a pinned file of any size against its digest, in blocks.
+
+    Raises:
+        DigestMismatch: it is not what the manifest pins.
+    """
+    reader = files.open(stored.file)
+    if reader.size != stored.size:
+        raise DigestMismatch(f"{stored.file}: {reader.size} bytes, not {stored.size}")
+    state = hashlib.sha256()
+    for offset in range(0, stored.size, block):
+        state.update(reader.pread(offset, min(block, stored.size - offset)))
+    if state.hexdigest() != stored.sha256:
+        raise DigestMismatch(f"{stored.file}: damaged (its SHA-256 differs)")

@@ -1,0 +1,110 @@
+"""Which artifacts a request names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rehydrator.core.errors import NotInBundle, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from rehydrator.bundle.manifest import Artifact
+
+DISK = "disk"
+OUTER_SUFFIXES = (".xz", ".gz", ".zst", ".zip")
+
+# `--disk metal` alone is the 512-byte raw disk, whatever else the platform publishes.
+_PREFERRED_FORMATS = ("raw",)
+
+
+class Selection:
+    """Resolves platforms, formats and file names against the artifacts of a bundle."""
+
+    def __init__(
+        self,
+        artifacts: Sequence[Artifact],
+        arch: str | None,
+        formats: Sequence[str],
+        host_arch: Callable[[], str],
+    ) -> None:
+        self._artifacts, self._formats = artifacts, formats
+        self._arch, self._host_arch = arch, host_arch
+        if arch and arch not in self._arches():
+            raise NotInBundle(f"no architecture {arch!r} in this bundle; it has {_listed(self._arches())}")
+
+    def resolve(self, disks: Sequence[str], files: Sequence[str], every: bool) -> list[Artifact]:
+        """The named artifacts, in the order of the request, each once."""
+        chosen = [self._disk(platform) for platform in disks]
+        chosen += [self._file(name) for name in files]
+        if every:
+            chosen += [each for each in self._artifacts if not self._arch or each.arch == self._arch]
+        return list({id(artifact): artifact for artifact in chosen}.values())
+
+    def _disk(self, platform: str) -> Artifact:
+        disks = [each for each in self._artifacts if each.role == DISK]
+        of_platform = [each for each in disks if each.platform == platform]
+        if not of_platform:
+            known = _listed({each.platform for each in disks})
+            raise NotInBundle(f"no disk for platform {platform!r} in this bundle; it has {known}")
+        arch = self._choose_arch(of_platform)
+        here = [each for each in of_platform if each.arch == arch]
+        if not here:
+            known = _listed({each.arch for each in of_platform})
+            raise NotInBundle(f"no {platform} disk for {arch}; this bundle has {known}")
+        return self._choose_format(platform, here)
+
+    def _choose_arch(self, among: Sequence[Artifact]) -> str:
+        arches = {each.arch for each in among}
+        if self._arch:
+            return self._arch
+        if len(arches) == 1:
+            return next(iter(arches))
+        host = self._host_arch()
+        if host in arches:
+            return host
+        raise UsageError(f"name an architecture with --arch; there are {_listed(arches)}")
+
+    def _choose_format(self, platform: str, here: Sequence[Artifact]) -> Artifact:
+        wanted = [each for each in here if _format_keys(each) & set(self._formats)]
+        if wanted or len(here) == 1:
+            found = wanted or [each for each in here if not self._formats or len(self._formats) > 1]
+            if len(found) == 1:
+                return found[0]
+        elif not self._formats:
+            preferred = [each for each in here if _format_keys(each) & set(_PREFERRED_FORMATS)]
+            if len(preferred) == 1:
+                return preferred[0]
+        known = _listed({each.format for each in here})
+        if self._formats:
+            raise NotInBundle(f"no {platform} disk of format {_listed(self._formats)}; it has {known}")
+        raise UsageError(f"{platform} has several formats; name one with --format: {known}")
+
+    def _file(self, name: str) -> Artifact:
+        named = [each for each in self._artifacts if each.image.name == name]
+        named += [
+            each
+            for each in self._artifacts
+            if each.published and each.published.name == name and each.published.space is not None
+        ]
+        here = [each for each in named if not self._arch or each.arch == self._arch]
+        if len(here) == 1:
+            return here[0]
+        if here:
+            raise UsageError(f"{name}: name an architecture with --arch; {_listed({a.arch for a in here})}")
+        known = _listed(each.image.name for each in self._artifacts)
+        raise NotInBundle(f"no file {name!r} in this bundle; it has {known}")
+
+    def _arches(self) -> set[str]:
+        return {each.arch for each in self._artifacts}
+
+
+def _format_keys(artifact: Artifact) -> set[str]:
+    """A format's key as published ("raw.xz") and without its outer compression ("raw")."""
+    key = artifact.format
+    bare = next((key.removesuffix(s) for s in OUTER_SUFFIXES if key.endswith(s) and key != "tar.gz"), key)
+    return {key, bare}
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
