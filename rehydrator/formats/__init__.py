@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from rehydrator.core.errors import HostileInput, Unexplained
-from rehydrator.formats import raw
+from rehydrator.formats import raw, vhd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,10 @@ class Format(NamedTuple):
 
 # Read top to bottom; the first that recognises a file explains it. Raw comes last: any disk
 # with a partition table or a file system is raw, and so the others must have had their say.
-FORMATS: tuple[Format, ...] = (Format("raw", raw.recognise, raw.explain),)
+FORMATS: tuple[Format, ...] = (
+    Format("vhd", vhd.recognise, vhd.explain),
+    Format("raw", raw.recognise, raw.explain),
+)
 
 
 def recognise(file: Reader) -> Format | None:
