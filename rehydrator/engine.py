@@ -167,6 +167,9 @@ class Machine:
         made = bytearray()
         for unit in range(op.index + low, op.index + high):
             start, end = ends[unit] + base, ends[unit + 1] + base
+            if start == end:  # a unit that is not stored
+                made += bytes(rule.width)
+                continue
             of = {"start": start, "last": end - 1, "size": end - start}
             value = rule.constant
             for term in rule.terms:
@@ -188,8 +191,9 @@ class Machine:
         unit = bisect_right(ends, base + offset, op.index, op.index + op.count) - 1
         while unit < op.index + op.count and ends[unit] - base < end:
             start, stop = ends[unit] - base, ends[unit + 1] - base
-            made = self.encode_unit(op.rule, op.offset + (unit - op.index) * rule.unit, stop - start)
-            yield memoryview(made)[max(offset - start, 0) : min(end, stop) - start]
+            if start < stop:
+                made = self.encode_unit(op.rule, op.offset + (unit - op.index) * rule.unit, stop - start)
+                yield memoryview(made)[max(offset - start, 0) : min(end, stop) - start]
             unit += 1
 
     def encode_unit(self, number: int, offset: int, size: int) -> bytes:
@@ -210,9 +214,7 @@ class Machine:
         made = frame_unit(rule.framing, offset, packed)
         if len(made) != size:
             library = codec(rule.codec).version()
-            raise HostileInput(
-                f"a unit at {offset} encodes to {len(made)} bytes, not {size}, with {library}"
-            )
+            raise HostileInput(f"a unit at {offset} encodes to {len(made)} bytes, not {size}, with {library}")
         return made
 
     def _decode(self, op: Decode) -> bytes:

@@ -28,11 +28,16 @@ class Codec(Protocol):
         ...
 
     def encode(self, plain: bytes, params: Mapping[str, int]) -> bytes:
-        """The packed bytes. Raises ValueError for parameters that the codec does not have."""
+        """The packed bytes. Raises HostileInput for parameters that the codec does not have."""
         ...
 
     def decode(self, packed: bytes, params: Mapping[str, int], size: int) -> bytes:
         """Exactly `size` plain bytes; raises HostileInput otherwise, and never makes more."""
+        ...
+
+    def unpack(self, packed: bytes, params: Mapping[str, int], limit: int) -> tuple[bytes, int]:
+        """The plain bytes of the stream that `packed` begins with, and how many bytes of
+        `packed` it takes; HostileInput where it is broken, cut short, or above `limit`."""
         ...
 
     def candidates(self, family: str) -> Sequence[Params]:
@@ -65,18 +70,36 @@ def candidates(family: str) -> list[tuple[str, Params]]:
 
 
 def find(family: str, samples: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, Params]]:
-    """The encoders that reproduce at least one of the (plain, packed) samples; best first.
+    """The encoders that reproduce the (plain, packed) samples; most samples first, and none
+    whose samples are all reproduced by those before it.
 
     Samples that an earlier hit explains are not tried again with later candidates, so that
     a file made by one encoder costs one encoding per sample and candidate until the hit.
+    Trivial samples look alike from many encoders: hence the ranking over all samples.
     """
-    left, found = list(samples), []
+    every = list(samples)
+    left, found = every, []
     for name, params in candidates(family):
-        encode = CODECS[name].encode
-        missed = [(plain, packed) for plain, packed in left if encode(plain, dict(params)) != packed]
+        missed = [sample for sample in left if not _gives(name, params, sample)]
         if len(missed) < len(left):
             found.append((name, params))
         left = missed
         if not left:
             break
-    return found
+    return found if len(found) < 2 else _fewest(found, every)
+
+
+def _gives(name: str, params: Params, sample: tuple[bytes, bytes]) -> bool:
+    plain, packed = sample
+    return CODECS[name].encode(plain, dict(params)) == packed
+
+
+def _fewest(found: list[tuple[str, Params]], samples: list[tuple[bytes, bytes]]) -> list[tuple[str, Params]]:
+    hits = {encoder: {k for k, sample in enumerate(samples) if _gives(*encoder, sample)} for encoder in found}
+    kept: list[tuple[str, Params]] = []
+    explained: set[int] = set()
+    for encoder in sorted(found, key=lambda encoder: -len(hits[encoder])):
+        if hits[encoder] - explained:
+            kept.append(encoder)
+            explained |= hits[encoder]
+    return kept

@@ -53,14 +53,22 @@ class Deflate:
         return packed
 
     def decode(self, packed: bytes, params: Mapping[str, int], size: int) -> bytes:
+        plain, _ = self.unpack(packed, params, size)
+        if len(plain) != size:
+            raise HostileInput(f"a deflate stream of {len(plain)} bytes, not of {size}")
+        return plain
+
+    def unpack(self, packed: bytes, params: Mapping[str, int], limit: int) -> tuple[bytes, int]:
         inflate = zlib.decompressobj(_checked(params)[1])
         try:
-            plain = inflate.decompress(packed, size + 1)
+            plain = inflate.decompress(packed, limit + 1)
         except zlib.error as error:
             raise HostileInput(f"not a deflate stream: {error}") from None
-        if len(plain) != size:
-            raise HostileInput(f"a deflate stream that does not hold exactly {size} bytes")
-        return plain
+        if len(plain) > limit:
+            raise HostileInput(f"a deflate stream of more than {limit} bytes")
+        if not inflate.eof:
+            raise HostileInput("a deflate stream that is cut short")
+        return plain, len(packed) - len(inflate.unused_data)
 
     def _library(self) -> Any:
         if self.id == "zlib":

@@ -32,13 +32,22 @@ class Zstd:
 
     def decode(self, packed: bytes, params: Mapping[str, int], size: int) -> bytes:
         """Bytes behind the frame are ignored, as qemu does: a qcow2 descriptor counts sectors."""
+        plain, _ = self.unpack(packed, params, size)
+        if len(plain) != size:
+            raise HostileInput(f"a zstd frame of {len(plain)} bytes, not of {size}")
+        return plain
+
+    def unpack(self, packed: bytes, params: Mapping[str, int], limit: int) -> tuple[bytes, int]:
+        decompressor = zstd.ZstdDecompressor()
         try:
-            plain = zstd.ZstdDecompressor().decompress(packed, size + 1)
+            plain = decompressor.decompress(packed, limit + 1)
         except zstd.ZstdError as error:
             raise HostileInput(f"not a zstd frame: {error}") from None
-        if len(plain) != size:
-            raise HostileInput(f"a zstd frame that does not hold exactly {size} bytes")
-        return plain
+        if len(plain) > limit:
+            raise HostileInput(f"a zstd frame of more than {limit} bytes")
+        if not decompressor.eof:
+            raise HostileInput("a zstd frame that is cut short")
+        return plain, len(packed) - len(decompressor.unused_data)
 
 
 def _level(params: Mapping[str, int]) -> int:

@@ -105,7 +105,8 @@ def is_zeros(op: Op) -> bool:
 @dataclass(frozen=True, slots=True)
 class SizeTable:
     """Sizes of units: entry k is the k-th little-endian integer of `width` bytes of space
-    `space`, times `scale` bytes.
+    `space`, times `scale` bytes. A size of 0 is a unit that is not stored: `Encode` makes
+    nothing for it, and `Offsets` writes 0.
     """
 
     space: int
