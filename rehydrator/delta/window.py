@@ -1,0 +1,257 @@
+"""One window of a target, explained in passes from cheap to dear; each looks only at what the
+ones before it have left, the *gaps*:
+
+    1. the displacement that the window before ended with, and the twin's: whole comparison
+    2. long runs of zeros
+    3. pages at multiples of 4 KiB, then at multiples of 512, found in the index
+    4. gaps at the displacements of their neighbours and of the twin, 512 bytes or more
+    5. pages at any byte, by rolling checksum
+    6. the same as 4, and zeros, 64 bytes or more
+
+A displacement, as a `Run` has it, is a space and the distance to the same bytes in it. Every
+page found is compared, and extended as far as bytes are equal, both ways.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from rehydrator.delta.rolling import BLOCK, PAGE, rolling_sums
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from rehydrator.core.reader import Reader
+    from rehydrator.delta.pages import PageIndex
+
+    Bytes = NDArray[np.uint8]
+    Find = Callable[[int, int], Iterable[int]]
+
+SECTOR = 512
+# An op and its seam cost about as much as this many bytes of literals, compressed.
+MIN_MATCH = 64
+LONG_ZEROS = 64 << 10
+_CELL = 32
+_STEP_BLOCK = 256 << 10
+_STRIDE, _MAX_STRIDE = PAGE, 1 << 20
+
+
+class Run(NamedTuple):
+    """Target bytes [start, end) are those of `space` at `start` + `shift`; no space: zeros."""
+
+    start: int
+    end: int
+    space: int | None
+    shift: int
+
+    def at(self, start: int, end: int) -> Run:
+        """The same displacement for other bytes."""
+        return Run(start, end, self.space, self.shift)
+
+
+class Gap(NamedTuple):
+    """Unmatched target bytes, and the runs around them."""
+
+    start: int
+    end: int
+    before: Run | None
+    after: Run | None
+
+
+class Window:
+    """Target bytes `data` from `start` on."""
+
+    def __init__(self, index: PageIndex, start: int, data: bytes) -> None:
+        self._index, self._start, self._end = index, start, start + len(data)
+        self._data = data
+        self._bytes = np.frombuffer(data, np.uint8)
+        self._runs: list[Run] = []
+
+    def explain(self, twin: Run | None, last: Run | None, rolling: bool, carry: int) -> tuple[list[Run], int]:
+        """Runs in order, and where the next window begins: behind all of them, and at most
+        `carry` bytes before the end of this one."""
+        if last is not None:
+            self._continue(last)
+        expected = _displacements((twin, last))
+        self._pass(PAGE, lambda gap: self._same(gap, expected, PAGE))
+        self._pass(LONG_ZEROS, lambda gap: self._zeros(gap, LONG_ZEROS))
+        for step in (PAGE, SECTOR):
+            find = partial(_multiples, step)
+            self._pass(PAGE, partial(self._scan, block=_STEP_BLOCK, find=find, expected=expected))
+        self._pass(SECTOR, lambda gap: self._around(gap, expected, SECTOR))
+        if rolling:
+            self._pass(PAGE, lambda gap: self._scan(gap, BLOCK, self._rolling, expected))
+        done = self._cut(carry)
+        self._pass(MIN_MATCH, lambda gap: self._around(gap, expected, MIN_MATCH), done)
+        self._pass(MIN_MATCH, lambda gap: self._zeros(gap, MIN_MATCH), done)
+        return self._runs, done
+
+    def _cut(self, carry: int) -> int:
+        matched = self._runs[-1].end if self._runs else self._start
+        return max(matched, self._end - carry)
+
+    def _gaps(self, end: int) -> Iterator[Gap]:
+        here, before = self._start, None
+        for run in self._runs:
+            yield Gap(here, run.start, before, run)
+            here, before = run.end, run
+        yield Gap(here, end, before, None)
+
+    def _pass(self, shortest: int, look: Callable[[Gap], Iterable[Run]], end: int | None = None) -> None:
+        """Add what `look` finds in each gap of `shortest` bytes or more."""
+        gaps = self._gaps(self._end if end is None else end)
+        found = [run for gap in gaps if gap.end - gap.start >= shortest for run in look(gap)]
+        if found:
+            self._runs = sorted(self._runs + found, key=lambda run: run.start)
+
+    def _continue(self, last: Run) -> None:
+        """Any number of bytes that go on where the last window ended."""
+        run = self._extend(last.at(self._start, self._start), self._start, self._end)
+        if run.end - run.start >= (1 if last.end == self._start else MIN_MATCH):
+            self._runs.append(run)
+
+    def _zeros(self, gap: Gap, shortest: int) -> Iterator[Run]:
+        data = self._slice(gap.start, gap.end)
+        for start, end in equal_runs(data, bytes(len(data)), shortest):
+            yield Run(gap.start + start, gap.start + end, None, 0)
+
+    def _around(self, gap: Gap, expected: Iterable[Run], shortest: int) -> Iterator[Run]:
+        """Equal bytes at the displacements next to a gap and at those expected."""
+        return self._same(gap, _displacements((gap.before, gap.after, *expected)), shortest)
+
+    def _same(self, gap: Gap, runs: list[Run], shortest: int) -> Iterator[Run]:
+        """Equal bytes at the first of some displacements, and in what is left at the others.
+
+        Runs of nothing but zeros are left alone: they would cut what has really moved.
+        """
+        if not runs:
+            return
+        here = gap.start
+        for start, end in self._equal(gap, runs[0], shortest):
+            yield from self._same(Gap(here, start, None, None), runs[1:], shortest)
+            yield runs[0].at(start, end)
+            here = end
+        if gap.end - here >= shortest:
+            yield from self._same(Gap(here, gap.end, None, None), runs[1:], shortest)
+
+    def _equal(self, gap: Gap, run: Run, shortest: int) -> Iterator[tuple[int, int]]:
+        assert run.space is not None
+        base = self._index.readers[run.space]
+        low, high = max(gap.start, -run.shift), min(gap.end, base.size - run.shift)
+        if high - low < shortest:
+            return
+        theirs = base.pread(low + run.shift, high - low)
+        for start, end in equal_runs(self._slice(low, high), theirs, shortest):
+            if theirs[start:end].strip(b"\0"):
+                yield low + start, low + end
+
+    def _scan(self, gap: Gap, block: int, find: Find, expected: Iterable[Run]) -> Iterator[Run]:
+        """Pages of the index in a gap; `find` gives candidates in a span, `block` bytes at a time."""
+        here, stop, near = gap.start, gap.end - PAGE + 1, gap.before
+        while here < stop:
+            until = min(here + block, stop)
+            for position, space, offset in self._known(find(here, until)):
+                if position < here:
+                    continue
+                hit = Run(position, position + PAGE, space, offset - position)
+                run = self._confirm(hit, (near, *expected), here, gap.end)
+                if run is not None:
+                    yield run
+                    near, here = run, run.end
+                    if here >= until:
+                        break
+            here = max(here, until)
+
+    def _known(self, positions: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+        view = memoryview(self._data)
+        for position, space, offset in self._index.find(view, (p - self._start for p in positions)):
+            yield position + self._start, space, offset
+
+    def _rolling(self, start: int, end: int) -> Iterable[int]:
+        low = start - self._start
+        sums = rolling_sums(self._bytes[low : end - self._start + PAGE - 1])
+        found: list[int] = (self._index.sums.positions(sums) + start).tolist()
+        return found
+
+    def _confirm(self, hit: Run, near: Iterable[Run | None], low: int, high: int) -> Run | None:
+        """The whole run around a page: at a displacement near by, else where the index says."""
+        page = self._slice(hit.start, hit.end)
+        for run in _displacements((*near, hit)):
+            assert run.space is not None
+            base, there = self._index.readers[run.space], hit.start + run.shift
+            if 0 <= there <= base.size - PAGE and base.pread(there, PAGE) == page:
+                return self._extend(run.at(hit.start, hit.end), low, high)
+        return None
+
+    def _extend(self, run: Run, low: int, high: int) -> Run:
+        """`run`, made longer both ways inside [low, high) as far as bytes are equal."""
+        assert run.space is not None
+        base = self._index.readers[run.space]
+        low, high = max(low, -run.shift), min(high, base.size - run.shift)
+        if low > run.start or high < run.end:
+            return run
+        return run.at(self._back(run, base, low), self._forth(run, base, high))
+
+    def _forth(self, run: Run, base: Reader, high: int) -> int:
+        end, stride = run.end, _STRIDE
+        while end < high:
+            until = min(end + stride, high)
+            theirs, ours = base.pread(end + run.shift, until - end), self._slice(end, until)
+            if theirs != ours:
+                return end + int(_unequal(theirs, ours).argmax())
+            end, stride = until, min(stride * 16, _MAX_STRIDE)
+        return end
+
+    def _back(self, run: Run, base: Reader, low: int) -> int:
+        start, stride = run.start, _STRIDE
+        while start > low:
+            since = max(start - stride, low)
+            theirs, ours = base.pread(since + run.shift, start - since), self._slice(since, start)
+            if theirs != ours:
+                return start - int(_unequal(theirs, ours)[::-1].argmax())
+            start, stride = since, min(stride * 16, _MAX_STRIDE)
+        return start
+
+    def _slice(self, start: int, end: int) -> bytes:
+        return self._data[start - self._start : end - self._start]
+
+
+def equal_runs(ours: bytes, theirs: bytes, shortest: int) -> list[tuple[int, int]]:
+    """Runs of `shortest` (at least 64) or more equal bytes at equal places, as long as can be."""
+    if ours == theirs:
+        return [(0, len(ours))] if len(ours) >= shortest else []
+    if not _has_equal_cells(ours, theirs, (shortest - _CELL + 1) // _CELL):
+        return []
+    unequal = np.flatnonzero(_unequal(ours, theirs))
+    bounds = np.concatenate(([-1], unequal, [len(ours)]))
+    long = np.flatnonzero(np.diff(bounds) > shortest)
+    return list(zip((bounds[long] + 1).tolist(), bounds[long + 1].tolist(), strict=True))
+
+
+def _has_equal_cells(ours: bytes, theirs: bytes, count: int) -> bool:
+    """False if no `count` aligned cells of 32 bytes in a row are equal: eight times cheaper to
+    know than which bytes are, and so for most data."""
+    words = len(ours) // _CELL * (_CELL // 8)
+    mine, other = np.frombuffer(ours, np.uint64, words), np.frombuffer(theirs, np.uint64, words)
+    unequal = np.flatnonzero((mine != other).reshape(-1, _CELL // 8).any(axis=1))
+    bounds = np.concatenate(([-1], unequal, [len(ours) // _CELL]))
+    return bool((np.diff(bounds) > count).any())
+
+
+def _unequal(ours: bytes, theirs: bytes) -> NDArray[np.bool_]:
+    return np.not_equal(np.frombuffer(ours, np.uint8), np.frombuffer(theirs, np.uint8))
+
+
+def _multiples(step: int, start: int, end: int) -> Iterable[int]:
+    return range(-(-start // step) * step, end, step)
+
+
+def _displacements(runs: Iterable[Run | None]) -> list[Run]:
+    """One run of each displacement, in order of preference."""
+    copies = [run for run in runs if run is not None and run.space is not None]
+    return list({(run.space, run.shift): run for run in copies}.values())
