@@ -1,0 +1,51 @@
+"""Make a real release: `python -m tests.corpus small|os DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from tests.corpus.platforms import DEFAULT, PLATFORMS
+from tests.corpus.small import make_small
+
+
+def _platforms(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = sorted(set(names) - set(PLATFORMS))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {', '.join(PLATFORMS)}")
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.corpus", description=__doc__)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    small = kinds.add_parser("small", help="seconds, no root")
+    small.add_argument("--megabytes", type=int, default=64, help="real files in the root filesystem")
+    small.add_argument("--filesystem", choices=("ext4", "xfs"), default="ext4")
+    small.add_argument("--arch", default="x86_64")
+    small.add_argument("--seed", type=int, default=0)
+    small.add_argument("--cloud-mib", type=int, default=1024, help="virtual size of most images")
+    small.add_argument("--bootable", action="store_true", help="the machine's kernel, started by GRUB")
+    small.add_argument("--iso", action="store_true")
+    for kind in (small,):
+        kind.add_argument("directory", type=Path)
+        kind.add_argument("--platforms", type=_platforms, default=list(DEFAULT), help="a,b,c")
+        kind.add_argument("--compressed", action="store_true", help="as published: .xz, .gz, .zst")
+    return parser
+
+
+def main() -> None:
+    """Make what the arguments ask for; print size and name of every file."""
+    options = vars(_parser().parse_args())
+    options.pop("kind")
+    start = time.monotonic()
+    for path in make_small(**options):
+        status = path.stat()
+        print(f"{status.st_size:>14,} bytes {status.st_blocks * 512:>14,} on disk  {path.name}")
+    print(f"{time.monotonic() - start:.1f} seconds")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""A GPT disk in a file: BIOS boot partition, EFI system partition, ext4 /boot, root.
+
+Everything but the loop mounts of the os release works without root: filesystems are written at
+their offset by their own tools.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID, uuid5
+
+from tests.corpus.platforms import run
+
+MIB = 1 << 20
+SECTOR = 512
+GRUB = Path("/usr/lib/grub")
+# What reading grub.cfg from an ext4 partition and starting Linux takes; nothing is loaded from the disk.
+_GRUB_MODULES = (
+    "biosdisk",
+    "part_gpt",
+    "ext2",
+    "normal",
+    "configfile",
+    "linux",
+    "serial",
+    "terminal",
+    "test",
+)
+_NAMESPACE = UUID("00000000-0000-4000-a000-000000000001")
+_TYPES = {
+    "BIOS-BOOT": "21686148-6449-6E6F-744E-656564454649",
+    "EFI-SYSTEM": "C12A7328-F81F-11D2-BA4B-00A0C93EC93B",
+    "boot": "0FC63DAF-8483-4772-8E79-3D69D8477DE4",
+    "root": "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709",
+}
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Offset and length in bytes."""
+
+    offset: int
+    length: int
+
+
+class Disk:
+    """A raw disk file and its four partitions."""
+
+    def __init__(self, path: Path, sizes: dict[str, int], seed: int = 0) -> None:
+        """Write the partition table; `sizes` gives MiB for EFI-SYSTEM, boot and root.
+
+        The identifiers come from `seed`, so that every sibling has the same, as CoreOS's have.
+        """
+        self.path, self.seed = path, seed
+        self.partitions: dict[str, Partition] = {}
+        at = MIB
+        for label, size in {"BIOS-BOOT": 1, **sizes}.items():
+            self.partitions[label] = Partition(at, size * MIB)
+            at += size * MIB
+        with path.open("wb") as file:
+            file.truncate(at + MIB)
+        self._write_table()
+
+    def uuid(self, what: str) -> str:
+        """The identifier of a filesystem or partition."""
+        return str(uuid5(_NAMESPACE, f"{what} {self.seed}"))
+
+    def _write_table(self) -> None:
+        lines = ["label: gpt", f"label-id: {self.uuid('disk')}"]
+        lines += [
+            f"start={part.offset // SECTOR}, size={part.length // SECTOR}, type={_TYPES[label]}, "
+            f'uuid={self.uuid("partition " + label)}, name="{label}"'
+            for label, part in self.partitions.items()
+        ]
+        subprocess.run(["sfdisk", "--quiet", self.path], input="\n".join(lines), text=True, check=True)
+
+    def make_efi(self, files: dict[str, Path]) -> None:
+        """A FAT filesystem; `files` maps paths inside it to files of the host."""
+        part = self.partitions["EFI-SYSTEM"]
+        image = f"{self.path}@@{part.offset}"
+        volume = self.uuid("EFI-SYSTEM")[:8]
+        run("mformat", "-i", image, "-T", str(part.length // SECTOR), "-v", "EFI-SYSTEM", "-N", volume, "::")
+        made: set[str] = set()
+        for inside, source in files.items():
+            folders = [str(parent) for parent in reversed(Path(inside).parents)][1:]
+            for folder in folders:
+                if folder not in made:
+                    run("mmd", "-i", image, f"::{folder}")
+                    made.add(folder)
+            run("mcopy", "-m", "-i", image, source, f"::{inside}")
+
+    def make_ext4(self, label: str, tree: Path) -> None:
+        """An ext4 filesystem filled from a directory."""
+        part = self.partitions[label]
+        uuid = self.uuid(label)
+        extended = f"offset={part.offset},hash_seed={uuid},root_owner=0:0,lazy_itable_init=0,nodiscard"
+        size = f"{part.length // 1024}k"
+        run("mkfs.ext4", "-q", "-F", "-U", uuid, "-L", label, "-E", extended, "-d", tree, self.path, size)
+
+    def make_xfs(self, label: str, tree: Path) -> None:
+        """An XFS filesystem filled from a directory through a protofile; at least 300 MiB."""
+        part = self.partitions[label]
+        image, proto = self.path.with_suffix(".xfs"), self.path.with_suffix(".proto")
+        proto.write_text("/\n0 0\nd--755 0 0\n" + "".join(_proto_lines(tree)) + "$\n")
+        with image.open("wb") as file:
+            file.truncate(part.length)
+        run("mkfs.xfs", "-q", "-f", "-L", label, "-m", f"uuid={self.uuid(label)}", "-p", proto, image)
+        run(
+            "dd",
+            f"if={image}",
+            f"of={self.path}",
+            f"seek={part.offset // MIB}",
+            "bs=1M",
+            "conv=notrunc,sparse",
+        )
+        image.unlink()
+        proto.unlink()
+
+    def embed_grub(self) -> None:
+        """Make the disk start GRUB on a BIOS machine, without a device: what grub-bios-setup writes.
+
+        boot.img (512 bytes) goes around the protective partition table of sector 0; the sector of
+        core.img is the 64-bit number at 0x5c. The last 12 bytes of core.img's first sector say where
+        the rest lies: sector (64 bits), count, segment (GRUB 2.06, include/grub/i386/pc/boot.h).
+        """
+        core_file = self.path.with_suffix(".core")
+        prefix = "(hd0,gpt3)/grub2"
+        run("grub-mkimage", "-O", "i386-pc", "-p", prefix, "-o", core_file, *_GRUB_MODULES)
+        core = bytearray(core_file.read_bytes())
+        core_file.unlink()
+        sector = self.partitions["BIOS-BOOT"].offset // SECTOR
+        struct.pack_into("<QHH", core, SECTOR - 12, sector + 1, -(-len(core) // SECTOR) - 1, 0x820)
+        boot = bytearray((GRUB / "i386-pc/boot.img").read_bytes())
+        struct.pack_into("<Q", boot, 0x5C, sector)
+        with self.path.open("r+b") as file:
+            old = file.read(SECTOR)
+            file.seek(0)
+            file.write(boot[:0x1B8] + old[0x1B8:])
+            file.seek(sector * SECTOR)
+            file.write(core)
+
+
+def _proto_lines(folder: Path) -> list[str]:
+    """The entries of one directory in mkfs.xfs's protofile language."""
+    lines = []
+    for entry in sorted(folder.iterdir()):
+        mode = f"{entry.stat().st_mode & 0o777:03o}"
+        if entry.is_dir():
+            lines += [f"{entry.name} d--{mode} 0 0\n", *_proto_lines(entry), "$\n"]
+        else:
+            lines.append(f"{entry.name} ---{mode} 0 0 {entry}\n")
+    return lines
+
+
+def write_offline(path: Path, part: Partition, files: dict[str, str], scratch: Path) -> None:
+    """Replace files inside an ext4 filesystem without mounting it, and leave the traces of a mount.
+
+    As CoreOS does it, a new file is written and renamed over the old one, so that inode tables,
+    bitmaps, directory, free counts and the superblock's times and mount count change.
+    """
+    commands = ["set_super_value mtime now", "set_super_value mnt_count 1"]
+    for number, (inside, text) in enumerate(files.items()):
+        source = scratch / f"new-{number}"
+        source.write_text(text)
+        source.chmod(0o644)
+        folder, name = os.path.split(inside)
+        commands += [f"cd {folder}", f"write {source} {name}.tmp", f"rm {name}"]
+        commands += [f"ln {name}.tmp {name}", f"unlink {name}.tmp"]
+    script = scratch / "debugfs"
+    script.write_text("\n".join(commands) + "\n")
+    said = run("debugfs", "-w", "-f", script, f"{path}?offset={part.offset}")
+    if said.count("Allocated inode") != len(files):
+        raise RuntimeError(f"debugfs did not write every file:\n{said}")
