@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from rehydrator.core.errors import HostileInput, Unexplained
-from rehydrator.formats import raw, vhd
+from rehydrator.formats import raw, tar, vhd, vmdk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,8 @@ class Format(NamedTuple):
 # with a partition table or a file system is raw, and so the others must have had their say.
 FORMATS: tuple[Format, ...] = (
     Format("vhd", vhd.recognise, vhd.explain),
+    Format("tar", tar.recognise, tar.explain),
+    Format("vmdk", vmdk.recognise, vmdk.explain),
     Format("raw", raw.recognise, raw.explain),
 )
 
