@@ -17,6 +17,7 @@ test: lint
 	scripts/test
 
 lint: install
+	scripts/install-packages lint
 	scripts/lint
 
 image: install
