@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from rehydrator.core.errors import HostileInput, Unexplained
-from rehydrator.formats import raw, tar, vhd, vmdk
+from rehydrator.formats import raw, tar, vhd, vhdx, vmdk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +25,7 @@ class Format(NamedTuple):
 # Read top to bottom; the first that recognises a file explains it. Raw comes last: any disk
 # with a partition table or a file system is raw, and so the others must have had their say.
 FORMATS: tuple[Format, ...] = (
+    Format("vhdx", vhdx.recognise, vhdx.explain),
     Format("vhd", vhd.recognise, vhd.explain),
     Format("tar", tar.recognise, tar.explain),
     Format("vmdk", vmdk.recognise, vmdk.explain),
