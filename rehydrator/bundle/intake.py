@@ -1,0 +1,338 @@
+"""Taking a release directory in: which files, what their names and the stream document say of
+them, their digests, and the image inside an outer compression."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import lzma
+import os
+import shutil
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+import numpy as np
+from backports import zstd
+
+from rehydrator.core.errors import (
+    DigestMismatch,
+    HostileInput,
+    LimitExceeded,
+    NotInBundle,
+    RehydratorError,
+    UsageError,
+)
+from rehydrator.core.reader import data_spans
+from rehydrator.metadata.names import Named, image_name, parse_name
+from rehydrator.store.files import FileReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from rehydrator.metadata.stream import Published, StreamDocument
+
+_BLOCK = 4 << 20
+_PAGE = 4096
+_ZEROS = bytes(_BLOCK)
+
+_MAGICS = {".xz": b"\xfd7zXZ\0", ".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd"}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A file read whole: size in bytes, SHA-256, bytes in 4 KiB blocks that are not zero."""
+
+    size: int
+    sha256: str
+    data: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file of the release. `image` is where the image form lies: the file itself, or what
+    was unpacked from it; `published` is None where the two are the same."""
+
+    path: Path
+    name: str
+    image: Path
+    named: Named
+    measured: Measured
+    published: Measured | None
+    mtime: int
+    mode: int
+    sparse: bool
+
+
+def list_files(directory: Path, note: Callable[[str], None]) -> list[Path]:
+    """The regular files of a release directory, by name; others are noted and left.
+
+    Raises:
+        HostileInput: a name that no output could have, two files that claim one image name,
+            or no file at all.
+        RehydratorError: the directory cannot be read.
+    """
+    try:
+        entries = sorted(directory.iterdir())
+    except OSError as error:
+        raise RehydratorError(f"{directory}: {error.strerror}") from None
+    files = []
+    for path in entries:
+        _check_name(path)
+        if path.is_file() and not path.is_symlink():
+            files.append(path)
+        else:
+            note(f"{path.name}: not a regular file, left out")
+    if not files:
+        raise HostileInput(f"{directory}: no files in this directory")
+    _check_claims(files)
+    return files
+
+
+def select_files(
+    files: Sequence[Path], document: StreamDocument, allow_missing: bool, note: Callable[[str], None]
+) -> dict[Path, Published]:
+    """Each file that a stream document names, by the basename of its location or by the name
+    without its outer compression; files that it does not name are noted and left.
+
+    Raises:
+        NotInBundle: it names files that are not there, and `allow_missing` is not set.
+    """
+    by_name = {path.name: path for path in files}
+    found: dict[Path, Published] = {}
+    missing = []
+    for item in document.files:
+        path = by_name.get(item.name) or by_name.get(image_name(item.name))
+        if path is None:
+            missing.append(item.name)
+        elif path not in found:
+            found[path] = item
+    for path in files:
+        if path not in found:
+            note(f"{path.name}: not in the stream document, left out")
+    if missing and not allow_missing:
+        raise NotInBundle(
+            f"the stream document names files that are not there: {', '.join(sorted(missing))}; "
+            "fetch them, or leave them out with --allow-missing"
+        )
+    for name in sorted(missing):
+        note(f"{name}: named by the stream document, missing, left out")
+    return found
+
+
+def take_in(
+    path: Path, item: Published | None, names: tuple[str, str], arch: str, work: Path, limit: int
+) -> Source:
+    """Read one file whole, unpack its outer compression into `work`, check its digests.
+
+    Raises:
+        DigestMismatch: a digest is not the one in the stream document.
+        HostileInput: the compressed stream is damaged or cut short.
+        LimitExceeded: it unpacks to more than `limit` bytes, or the disk is full.
+        RehydratorError: it cannot be read.
+    """
+    try:
+        return _take_in(path, item, names, arch, work, limit)
+    except OSError as error:
+        if error.errno in {28, 122}:
+            raise LimitExceeded(f"unpacking {path.name}: {error.strerror}; see --tmpdir") from None
+        raise RehydratorError(f"{path}: {error.strerror}") from None
+
+
+def _take_in(
+    path: Path, item: Published | None, names: tuple[str, str], arch: str, work: Path, limit: int
+) -> Source:
+    file = FileReader(path)
+    try:
+        whole, status = measure(file), file.status
+        packed = outer_suffix(path.name, file)
+    finally:
+        file.close()
+    image, inner = path, whole
+    if packed:
+        image = work / image_name(path.name)
+        inner = unpack(path, packed, image, limit)
+    named = _name(item, parse_name(path.name, *names), arch)
+    source = Source(
+        path=path,
+        name=image.name,
+        image=image,
+        named=named,
+        measured=inner,
+        published=whole if packed else None,
+        mtime=int(status.st_mtime),
+        mode=status.st_mode & 0o777,
+        sparse=bool(packed) or status.st_blocks * 512 < whole.size,
+    )
+    if item:
+        _check_digests(source, item)
+    return source
+
+
+def measure(file: FileReader) -> Measured:
+    """Size, SHA-256 and data of a file; holes are hashed without being read."""
+    state, data, here = hashlib.sha256(), 0, 0
+    for offset, length in [*data_spans(file), (file.size, 0)]:
+        while here < offset:
+            step = min(_BLOCK, offset - here)
+            state.update(memoryview(_ZEROS)[:step])
+            here += step
+        while here < offset + length:
+            block = file.pread(here, min(_BLOCK, offset + length - here))
+            state.update(block)
+            data += nonzero_bytes(block)
+            here += len(block)
+    return Measured(file.size, state.hexdigest(), data)
+
+
+def nonzero_bytes(block: bytes) -> int:
+    """Bytes of the block's 4 KiB pages that are not zero."""
+    whole = len(block) // _PAGE
+    words = np.frombuffer(block, dtype=np.uint64, count=whole * _PAGE // 8).reshape(whole, _PAGE // 8)
+    rest = len(block) - whole * _PAGE
+    return int(np.count_nonzero(words.any(axis=1))) * _PAGE + (rest if any(block[len(block) - rest :]) else 0)
+
+
+def outer_suffix(name: str, file: FileReader) -> str:
+    """The suffix of the outer compression that both name and content show, or ""."""
+    stripped = image_name(name)
+    suffix = name.removeprefix(stripped)
+    magic = _MAGICS.get(suffix)
+    if magic is None:
+        return ""
+    if file.size < len(magic) or file.pread(0, len(magic)) != magic:
+        raise HostileInput(f"{name}: its content is not what {suffix} says; rename it or fetch it again")
+    return suffix
+
+
+def unpack(path: Path, suffix: str, target: Path, limit: int) -> Measured:
+    """Decompress a file, leaving holes where the image is zero.
+
+    Raises:
+        HostileInput: the stream is damaged or cut short.
+        LimitExceeded: more than `limit` bytes come out.
+    """
+    state, size, data = hashlib.sha256(), 0, 0
+    with path.open("rb") as packed, target.open("xb") as image, _opener(suffix)(packed) as stream:
+        while True:
+            try:
+                block = stream.read(_BLOCK)
+            except (EOFError, lzma.LZMAError, zlib.error, zstd.ZstdError, gzip.BadGzipFile) as error:
+                raise HostileInput(f"{path.name}: damaged or cut short: {error}") from None
+            if not block:
+                break
+            if size + len(block) > limit:
+                raise LimitExceeded(f"{path.name}: unpacks to more than {limit} bytes (--max-image-size)")
+            state.update(block)
+            _write_sparse(image, size, block)
+            size += len(block)
+            data += nonzero_bytes(block)
+        image.truncate(size)
+    return Measured(size, state.hexdigest(), data)
+
+
+def check_free_space(places: Iterable[tuple[Path, int]]) -> None:
+    """Raise LimitExceeded where a place has less free than it needs; places on one file
+    system add up."""
+    needs: dict[int, tuple[Path, int]] = {}
+    for place, needed in places:
+        device = place.stat().st_dev
+        needs[device] = (place, needs.get(device, (place, 0))[1] + needed)
+    for place, needed in needs.values():
+        free = shutil.disk_usage(place).free
+        if free < needed:
+            raise LimitExceeded(
+                f"{place}: this build needs about {needed} bytes and {free} are free; "
+                "free some space, or name another place with --tmpdir"
+            )
+
+
+def estimated_need(files: Iterable[Path]) -> int:
+    """Bytes that a build may need for work: packs and layers of everything, at worst as large
+    as the files themselves, and compressed files unpacked."""
+    need = 0
+    for path in files:
+        held = min(path.stat().st_blocks * 512, path.stat().st_size)
+        need += 4 * held if image_name(path.name) != path.name else held
+    return need
+
+
+def measure_in_parallel(
+    pool: Executor, work: Callable[[Path], Source], files: Sequence[Path]
+) -> list[Source]:
+    """Take files in side by side, largest first, in the order of `files`."""
+    futures = {path: pool.submit(work, path) for path in sorted(files, key=_size, reverse=True)}
+    return [futures[path].result() for path in files]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _opener(suffix: str) -> Callable[[BinaryIO], BinaryIO]:
+    if suffix == ".xz":
+        return lambda file: cast("BinaryIO", lzma.open(file))
+    if suffix == ".gz":
+        return lambda file: cast("BinaryIO", gzip.open(file))
+    return lambda file: cast("BinaryIO", zstd.open(file))
+
+
+def _write_sparse(image: BinaryIO, offset: int, block: bytes) -> None:
+    """Write a block but for its zero pages, run by run."""
+    for at in range(0, len(block), 64 << 10):
+        part = block[at : at + (64 << 10)]
+        if part.count(0) != len(part):
+            os.pwrite(image.fileno(), part, offset + at)
+
+
+def _check_name(path: Path) -> None:
+    name = path.name
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise HostileInput(f"{name!r}: a file name that is not UTF-8; rename it") from None
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
+        raise HostileInput(f"{name!r}: a file name with control characters; rename it")
+
+
+def _check_claims(files: Sequence[Path]) -> None:
+    claims: dict[str, Path] = {}
+    for path in files:
+        other = claims.setdefault(image_name(path.name), path)
+        if other != path:
+            raise HostileInput(
+                f"{other.name} and {path.name} both claim the name {image_name(path.name)}; remove one"
+            )
+
+
+def _name(item: Published | None, parsed: Named, arch: str) -> Named:
+    if item is None:
+        return Named(
+            parsed.platform, parsed.format, parsed.role, parsed.arch or arch, parsed.name, parsed.release
+        )
+    return Named(item.platform, item.format, item.role, item.arch, parsed.name, item.release)
+
+
+def _check_digests(source: Source, item: Published) -> None:
+    """The digest of the file at hand, as published or unpacked, and of the image inside."""
+    as_published = source.path.name == item.name
+    whole = source.published or source.measured
+    expected = item.sha256 if as_published else item.uncompressed_sha256
+    if expected and whole.sha256 != expected:
+        raise DigestMismatch(
+            f"{source.path.name}: SHA-256 is {whole.sha256}, the stream document says {expected}; "
+            "fetch it again"
+        )
+    if not expected and not as_published:
+        raise UsageError(
+            f"{source.path.name}: the stream document has no digest of the uncompressed file; "
+            f"give {item.name} instead"
+        )
+    inner = item.uncompressed_sha256
+    if source.published and inner and source.measured.sha256 != inner:
+        raise DigestMismatch(
+            f"{source.path.name}: unpacks to SHA-256 {source.measured.sha256}, "
+            f"the stream document says {inner}"
+        )

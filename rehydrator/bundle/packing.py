@@ -1,0 +1,218 @@
+"""Writing packs and recipes, and keeping the numbers of packs, spaces and rules.
+
+    Ledger      what the manifest will list: packs, spaces, rules
+    PackWriter  one group's pack files: data frames and recipe chunks, compressed side by side,
+                written in order
+
+Frames are cut by plain size alone, so that the bytes do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rehydrator.bundle.manifest import Pack, PackSpace, RecipeSpace, StoredFile
+from rehydrator.bundle.reader import spaces_of
+from rehydrator.core.digest import frame_digest
+from rehydrator.core.ops import MAX_OPS_PER_CHUNK, DecodeRule, EncodeRule, OffsetRule, Rules, SizeTable
+from rehydrator.core.pack import CHUNK, DATA, Frame, encode_frame, encode_index
+from rehydrator.core.recipe import encode_chunk, output_offsets
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Executor, Future
+    from pathlib import Path
+    from typing import BinaryIO
+
+    from typing_extensions import Buffer
+
+    from rehydrator.core.ops import Op
+
+# Ratio against the latency of a random read, measured on the os release (docs/decisions/006).
+FRAME_SIZE = 16 << 20
+
+# No layer above 1 GiB, even when nothing compresses.
+MAX_PACK = 960 << 20
+
+# Recipes and tables are small: they always get the best level.
+_RECIPE_LEVEL = 19
+
+
+@dataclass
+class Ledger:
+    """Packs, spaces and rules, in the order of their numbers."""
+
+    packs: list[Pack | None] = field(default_factory=list)
+    spaces: list[PackSpace | RecipeSpace | None] = field(default_factory=list)
+    tables: list[SizeTable] = field(default_factory=list)
+    offsets: list[OffsetRule] = field(default_factory=list)
+    encodes: list[EncodeRule] = field(default_factory=list)
+    decodes: list[DecodeRule] = field(default_factory=list)
+
+    def rules(self) -> Rules:
+        """The rules so far."""
+        return Rules(tuple(self.tables), tuple(self.offsets), tuple(self.encodes), tuple(self.decodes))
+
+    def decode_rule(self, rule: DecodeRule) -> int:
+        """The number of a decode rule, new or known."""
+        if rule not in self.decodes:
+            self.decodes.append(rule)
+        return self.decodes.index(rule)
+
+    def open_pack(self) -> tuple[int, int]:
+        """Numbers for a new pack and its space."""
+        self.packs.append(None)
+        self.spaces.append(None)
+        return len(self.packs) - 1, len(self.spaces) - 1
+
+    def size(self, space: int) -> int:
+        """The size of a finished space in bytes."""
+        found = self.spaces[space]
+        assert found is not None
+        return found.size
+
+
+class _PackFile:
+    """One pack on its way to the disk."""
+
+    def __init__(self, path: Path, number: int, space: int) -> None:
+        self.path, self.number, self.space = path, number, space
+        self.plain = 0
+        self.frames: list[Frame] = []
+        self._file: BinaryIO = path.open("xb")
+        self._offset = 0
+        self._hash = hashlib.sha256()
+
+    def write(self, frame: tuple[int, int, int, int], codec: int, stored: bytes) -> None:
+        kind, planes, start, plain = frame
+        digest = frame_digest(stored)
+        self.frames.append(Frame(kind, codec, planes, start, self._offset, len(stored), plain, digest))
+        self._put(stored)
+
+    def finish(self, name: str) -> Pack:
+        index, offset = encode_index(self.frames), self._offset
+        self._put(index)
+        self._file.close()
+        stored = StoredFile(name, self._offset, self._hash.hexdigest())
+        return Pack(stored, offset, len(index), frame_digest(index).hex())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _put(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self._offset += len(data)
+
+
+class PackWriter:
+    """The packs of one group of spaces (a canonical disk, an artifact)."""
+
+    def __init__(
+        self, root: Path, ledger: Ledger, level: int, pool: Executor, ahead: int, frame_size: int = FRAME_SIZE
+    ) -> None:
+        self._root, self._ledger, self._level = root, ledger, level
+        self._pool, self._ahead, self._frame_size = pool, ahead, frame_size
+        self._waiting: deque[tuple[_PackFile, tuple[int, int, int, int], Future[tuple[int, bytes]]]] = deque()
+        self._buffer = bytearray()
+        self._open: list[_PackFile] = []
+        self._frames = 0
+        self._begin()
+
+    @property
+    def space(self) -> int:
+        """The space of the pack that is written now."""
+        return self._current.space
+
+    def append(self, data: Buffer) -> list[tuple[int, int, int]]:
+        """Store bytes; where they lie: (space, offset, length), more than one at a pack's end."""
+        view = memoryview(data).cast("B")
+        placed = []
+        while view:
+            if self._current.plain + len(self._buffer) >= MAX_PACK:
+                self._next_pack()
+            at = self._current.plain + len(self._buffer)
+            part = view[: min(self._frame_size - len(self._buffer), MAX_PACK - at)]
+            self._buffer += part
+            placed.append((self.space, at, len(part)))
+            view = view[len(part) :]
+            if len(self._buffer) >= self._frame_size:
+                self.flush()
+        return placed
+
+    def append_frame(self, plain: bytes, planes: int = 1) -> tuple[int, int]:
+        """Store bytes as a frame of their own; (space, offset)."""
+        self.flush()
+        if self._current.plain + len(plain) > MAX_PACK:
+            self._next_pack()
+        at = self._current.plain
+        self._submit(DATA, planes, at, plain, self._level)
+        self._current.plain += len(plain)
+        return self.space, at
+
+    def add_recipe(self, ops: Sequence[Op]) -> int:
+        """Store a recipe; the number of the space that it makes."""
+        self.flush()
+        first, start, rules = self._frames, 0, self._ledger.rules()
+        inputs: set[int] = set()
+        for at in range(0, len(ops), MAX_OPS_PER_CHUNK):
+            part = ops[at : at + MAX_OPS_PER_CHUNK]
+            inputs.update(space for op in part for space in spaces_of(op, rules))
+            self._submit(CHUNK, 1, start, encode_chunk(part), _RECIPE_LEVEL)
+            start += output_offsets(part)[-1]
+        count = self._frames - first
+        space = RecipeSpace(self._current.number, first, count, start, tuple(sorted(inputs)))
+        self._ledger.spaces.append(space)
+        return len(self._ledger.spaces) - 1
+
+    def flush(self) -> None:
+        """Close the frame that collects small pieces."""
+        if self._buffer:
+            plain = bytes(self._buffer)
+            self._buffer.clear()
+            self._submit(DATA, 1, self._current.plain, plain, self._level)
+            self._current.plain += len(plain)
+
+    def finish(self) -> list[Pack]:
+        """Write what waits, close the packs, and enter them in the ledger."""
+        self.flush()
+        self._drain(0)
+        packs = []
+        for file in self._open:
+            pack = file.finish(f"packs/{file.number}.pack")
+            self._ledger.packs[file.number] = pack
+            self._ledger.spaces[file.space] = PackSpace(file.number, file.plain)
+            packs.append(pack)
+        return packs
+
+    def close(self) -> None:
+        """Close the files, whatever happened."""
+        for _, _, future in self._waiting:
+            future.cancel()
+        for file in self._open:
+            file.close()
+
+    def _begin(self) -> None:
+        number, space = self._ledger.open_pack()
+        self._current = _PackFile(self._root / "packs" / f"{number}.pack", number, space)
+        self._open.append(self._current)
+        self._frames = 0
+
+    def _next_pack(self) -> None:
+        self.flush()
+        self._begin()
+
+    def _submit(self, kind: int, planes: int, start: int, plain: bytes, level: int) -> None:
+        future = self._pool.submit(encode_frame, plain, level, planes)
+        self._waiting.append((self._current, (kind, planes, start, len(plain)), future))
+        self._frames += 1
+        self._drain(self._ahead)
+
+    def _drain(self, leave: int) -> None:
+        while len(self._waiting) > leave:
+            file, frame, future = self._waiting.popleft()
+            codec, stored = future.result()
+            file.write(frame, codec, stored)

@@ -1,0 +1,1 @@
+"""Documents at the door: stream metadata, file names by convention."""
