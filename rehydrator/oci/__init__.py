@@ -1,0 +1,1 @@
+"""Container images: layers, manifests as bytes, layouts, references, in-band signatures."""
