@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from tests.corpus.debian import make_os
 from tests.corpus.platforms import DEFAULT, PLATFORMS
 from tests.corpus.small import make_small
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def _platforms(text: str) -> list[str]:
@@ -29,7 +34,9 @@ def _parser() -> argparse.ArgumentParser:
     small.add_argument("--cloud-mib", type=int, default=1024, help="virtual size of most images")
     small.add_argument("--bootable", action="store_true", help="the machine's kernel, started by GRUB")
     small.add_argument("--iso", action="store_true")
-    for kind in (small,):
+    system = kinds.add_parser("os", help="minutes, root: a Debian that boots")
+    system.add_argument("--root", type=Path, help="a tree that mmdebstrap made before, to be used up")
+    for kind in (small, system):
         kind.add_argument("directory", type=Path)
         kind.add_argument("--platforms", type=_platforms, default=list(DEFAULT), help="a,b,c")
         kind.add_argument("--compressed", action="store_true", help="as published: .xz, .gz, .zst")
@@ -39,9 +46,9 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Make what the arguments ask for; print size and name of every file."""
     options = vars(_parser().parse_args())
-    options.pop("kind")
+    make: Callable[..., list[Path]] = make_small if options.pop("kind") == "small" else make_os
     start = time.monotonic()
-    for path in make_small(**options):
+    for path in make(**options):
         status = path.stat()
         print(f"{status.st_size:>14,} bytes {status.st_blocks * 512:>14,} on disk  {path.name}")
     print(f"{time.monotonic() - start:.1f} seconds")

@@ -103,22 +103,23 @@ class Disk:
 
     def make_xfs(self, label: str, tree: Path) -> None:
         """An XFS filesystem filled from a directory through a protofile; at least 300 MiB."""
-        part = self.partitions[label]
         image, proto = self.path.with_suffix(".xfs"), self.path.with_suffix(".proto")
         proto.write_text("/\n0 0\nd--755 0 0\n" + "".join(_proto_lines(tree)) + "$\n")
-        with image.open("wb") as file:
-            file.truncate(part.length)
-        run("mkfs.xfs", "-q", "-f", "-L", label, "-m", f"uuid={self.uuid(label)}", "-p", proto, image)
-        run(
-            "dd",
-            f"if={image}",
-            f"of={self.path}",
-            f"seek={part.offset // MIB}",
-            "bs=1M",
-            "conv=notrunc,sparse",
-        )
-        image.unlink()
+        self.format_xfs(label, image, "-p", str(proto))
+        self.place(label, image)
         proto.unlink()
+
+    def format_xfs(self, label: str, image: Path, *options: str) -> None:
+        """Write the partition's XFS filesystem into a file of its own."""
+        with image.open("wb") as file:
+            file.truncate(self.partitions[label].length)
+        run("mkfs.xfs", "-q", "-f", "-L", label, "-m", f"uuid={self.uuid(label)}", *options, image)
+
+    def place(self, label: str, image: Path) -> None:
+        """Move a filesystem's file into its partition; zeros stay holes."""
+        seek = f"seek={self.partitions[label].offset // MIB}"
+        run("dd", f"if={image}", f"of={self.path}", seek, "bs=1M", "conv=notrunc,sparse")
+        image.unlink()
 
     def embed_grub(self) -> None:
         """Make the disk start GRUB on a BIOS machine, without a device: what grub-bios-setup writes.

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from tests.corpus import boot
 from tests.corpus.content import choose_files, copy_files, kernel_like
 from tests.corpus.disk import MIB, Disk, write_offline
-from tests.corpus.platforms import DEFAULT, PLATFORMS, Release, publish, run, virtual_size
+from tests.corpus.platforms import DEFAULT, Release
+from tests.corpus.siblings import live_files, make_sibling
 from tests.corpus.stamp import BootFiles
 
 if TYPE_CHECKING:
@@ -62,9 +63,13 @@ def make_small(
             release.version,
         )
         base = _base_disk(work, chosen, kernel, files, megabytes, filesystem, seed, bootable=bootable)
-        made = [_sibling(base, platform, release, files) for platform in platforms]
+
+        def stamp(disk: Path, platform: str) -> None:
+            write_offline(disk, base.partitions["boot"], files.stamped(platform), disk.parent)
+
+        made = [make_sibling(base.path, platform, release, stamp) for platform in platforms]
         if live:
-            made += _live(release, kernel, work, iso=iso)
+            made += live_files(release, kernel.image, kernel.initramfs, iso=iso)
     return made
 
 
@@ -127,30 +132,3 @@ def _root_tree(tree: Path, chosen: list[Path]) -> Path:
         lines.append(f"{hashlib.sha256((tree / inside).read_bytes()).hexdigest()}  {inside}\n")
     manifest.write_text("".join(lines))
     return tree
-
-
-def _sibling(base: Disk, platform: str, release: Release, files: BootFiles) -> Path:
-    """Copy, grow (the backup partition table stays where it was), stamp, convert."""
-    with tempfile.TemporaryDirectory(dir=base.path.parent) as name:
-        disk = Path(name, "disk")
-        run("cp", "--sparse=always", base.path, disk)
-        size = virtual_size(PLATFORMS[platform], release, base.path.stat().st_size)
-        run("truncate", "-s", str(size), disk)
-        write_offline(disk, base.partitions["boot"], files.stamped(platform), disk.parent)
-        return publish(disk, platform, release)
-
-
-def _live(release: Release, kernel: _Kernel, work: Path, *, iso: bool) -> list[Path]:
-    """Kernel, initramfs with an appended stamp, and the ISO that holds both."""
-    image, initramfs = release.path("live-kernel", ""), release.path("live-initramfs", "img")
-    shutil.copyfile(kernel.image, image)
-    initramfs.write_bytes(kernel.initramfs.read_bytes() + b"\0" * 512 + f"live {release.version}\n".encode())
-    made = [image, initramfs]
-    if iso:
-        tree = work / "iso"
-        (tree / "images/pxeboot").mkdir(parents=True)
-        shutil.copyfile(image, tree / "images/pxeboot/vmlinuz")
-        shutil.copyfile(initramfs, tree / "images/pxeboot/initrd.img")
-        made.append(release.path("live-iso", "iso"))
-        run("xorriso", "-as", "mkisofs", "-quiet", "-V", "demo", "-R", "-J", "-o", made[-1], tree)
-    return made

@@ -1,0 +1,150 @@
+"""The os release: a Debian that boots, with the package archive of this machine; needs root."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.corpus.boot import MARKER
+from tests.corpus.disk import Disk, Partition
+from tests.corpus.platforms import DEFAULT, GIB, Release, run
+from tests.corpus.siblings import live_files, make_sibling
+from tests.corpus.stamp import BootFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+# About 650 MB once installed, near the release that measurements.md describes.
+_PACKAGES = """
+linux-image-cloud-amd64 systemd-sysv udev dbus cloud-init podman openssh-server python3
+iproute2 iputils-ping isc-dhcp-client netbase ca-certificates curl less sudo locales
+xfsprogs e2fsprogs grub-efi-amd64-bin
+"""
+_SOURCES = ("/etc/apt/sources.list", "/etc/apt/sources.list.d")
+# The sizes of CoreOS; the root partition is estimated from the tree, with CoreOS's 35 percent to spare.
+_EFI, _BOOT, _SPARE = 127, 384, 1.35
+
+_UNIT = f"""[Unit]
+Description=Say on the serial console that the system is up
+After=systemd-user-sessions.service
+
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'echo "{MARKER} $(cat /proc/cmdline)" >/dev/ttyS0'
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def make_os(
+    directory: Path,
+    platforms: Sequence[str] = DEFAULT,
+    *,
+    root: Path | None = None,
+    compressed: bool = False,
+) -> list[Path]:
+    """Make the release in `directory` and list its files; `root` is a tree to be used up."""
+    directory.mkdir(parents=True, exist_ok=True)
+    release = Release(directory, 10 * GIB, compress=compressed)
+    with tempfile.TemporaryDirectory(prefix=".work-", dir=directory) as name:
+        work = Path(name)
+        tree = root or _install(work / "root")
+        base = Disk(work / "base", {"EFI-SYSTEM": _EFI, "boot": _BOOT, "root": _root_size(tree)})
+        files = _boot_files(tree, base, release)
+        kernel, initramfs = (
+            shutil.copy(tree / f"boot{file}", work) for file in (files.kernel, files.initramfs)
+        )
+        _fill(base, tree, files)
+
+        def stamp(disk: Path, platform: str) -> None:
+            _stamp(base, disk, files.stamped(platform))
+
+        made = [make_sibling(base.path, platform, release, stamp) for platform in platforms]
+        return made + live_files(release, Path(kernel), Path(initramfs), iso=True)
+
+
+def _install(tree: Path) -> Path:
+    """A Debian tree. The archive's release file may be past its date on a machine that stood still."""
+    sources = [file for place in _SOURCES for file in _source_files(Path(place))]
+    include = "--include=" + ",".join(_PACKAGES.split())
+    expired = '--aptopt=Acquire::Check-Valid-Until "false"'
+    run("mmdebstrap", "--variant=minbase", expired, include, "bookworm", tree, *sources)
+    return tree
+
+
+def _source_files(place: Path) -> list[Path]:
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    return [file for file in files if file.suffix in {".list", ".sources"} and file.is_file()]
+
+
+def _root_size(tree: Path) -> int:
+    """MiB."""
+    return int(int(run("du", "-sm", "--exclude=./boot", tree).split()[0]) * _SPARE)
+
+
+def _boot_files(tree: Path, base: Disk, release: Release) -> BootFiles:
+    kernel = next((tree / "boot").glob("vmlinuz-*")).name
+    initramfs = kernel.replace("vmlinuz", "initrd.img")
+    # No data source is asked for: cloud-init would look for one for minutes.
+    arguments = f"ro root=UUID={base.uuid('root')} cloud-init=disabled"
+    return BootFiles(f"/{kernel}", f"/{initramfs}", arguments, release.version)
+
+
+def _fill(base: Disk, tree: Path, files: BootFiles) -> None:
+    """Configure the tree and put it into the partitions."""
+    _write(tree / "boot", files.tree())
+    _write(tree, _configuration(base))
+    wanted = tree / "etc/systemd/system/multi-user.target.wants/say-up.service"
+    wanted.symlink_to("../say-up.service")
+    base.make_efi({"EFI/BOOT/BOOTX64.EFI": tree / "usr/lib/grub/x86_64-efi/monolithic/grubx64.efi"})
+    base.make_ext4("boot", tree / "boot")
+    shutil.rmtree(tree / "boot")
+    (tree / "boot").mkdir()
+    image = base.path.with_suffix(".xfs")
+    base.format_xfs("root", image)
+    with _mounted(image, None) as root:
+        run("cp", "-a", f"{tree}/.", root)
+    base.place("root", image)
+    base.embed_grub()
+
+
+def _configuration(base: Disk) -> dict[str, str]:
+    mounts = (("root", "/ xfs defaults 0 0"), ("boot", "/boot ext4 defaults 0 2"))
+    return {
+        "/etc/fstab": "".join(f"UUID={base.uuid(label)} {how}\n" for label, how in mounts),
+        "/etc/hostname": "demo\n",
+        "/etc/systemd/system/say-up.service": _UNIT,
+    }
+
+
+def _write(tree: Path, files: dict[str, str]) -> None:
+    for inside, text in files.items():
+        target = tree / inside[1:]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+
+
+def _stamp(base: Disk, disk: Path, files: dict[str, str]) -> None:
+    """As osbuild does it: both filesystems mounted for writing, a new file renamed over the old one."""
+    with _mounted(disk, base.partitions["root"]), _mounted(disk, base.partitions["boot"]) as boot:
+        for inside, text in files.items():
+            target = boot / inside[1:]
+            new = target.with_name(target.name + ".tmp")
+            new.write_text(text)
+            new.rename(target)
+
+
+@contextlib.contextmanager
+def _mounted(image: Path, part: Partition | None) -> Iterator[Path]:
+    """Mount a filesystem through a loop device; `part` says where it lies in the file."""
+    where = f",offset={part.offset},sizelimit={part.length}" if part else ""
+    with tempfile.TemporaryDirectory() as name:
+        run("mount", "-o", f"loop{where}", image, name)
+        try:
+            yield Path(name)
+        finally:
+            run("umount", name)
