@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from xxhash import xxh3_64_intdigest
 
@@ -76,17 +76,20 @@ class BuildOptions:
     frame_size: int = FRAME_SIZE
 
 
-class Reporter:
+class Reporter(Protocol):
     """What a build says while it runs; the command line shows it."""
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
+        ...
 
     def phase(self, title: str, total: int) -> None:
         """A new phase of `total` steps (bytes) begins."""
+        ...
 
     def advance(self, steps: int, detail: str = "") -> None:
         """Some steps of the phase are done."""
+        ...
 
 
 @dataclass
@@ -115,9 +118,9 @@ class Built:
 class Builder:
     """One build."""
 
-    def __init__(self, options: BuildOptions, reporter: Reporter | None = None) -> None:
+    def __init__(self, options: BuildOptions, reporter: Reporter) -> None:
         self._options = options
-        self._reporter = reporter or Reporter()
+        self._reporter = reporter
         self._root = options.work / "bundle"
         self._ledger = Ledger()
         self._index = PageIndex()

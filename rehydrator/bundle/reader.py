@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 SIGNATURES = "signatures/"
 MAX_INDEX = 1 << 26
 _MAX_SIGNATURE = 4096
+_MAX_SIGNATURES = 64
 _CHUNKS_HELD = 48
 
 
@@ -225,10 +226,7 @@ class Bundle:
             HostileInput: it is malformed.
         """
         self.files = files
-        source = files.open(manifests.MANIFEST)
-        if source.size > manifests.MAX_MANIFEST:
-            raise HostileInput(f"{manifests.MANIFEST}: {source.size} bytes, above the limit")
-        self.signed_bytes = source.pread(0, source.size)
+        self.signed_bytes = read_signed(files)
         self.manifest: Manifest = manifests.decode(self.signed_bytes)
         self._packs = [PackFile(files, pack) for pack in self.manifest.packs]
         spaces = {number: self._space(number) for number in range(len(self.manifest.spaces))}
@@ -237,14 +235,7 @@ class Bundle:
 
     def signatures(self) -> dict[str, bytes]:
         """The in-band signatures by key id."""
-        names = [name for name in self.files.names() if name.startswith(SIGNATURES)]
-        found = {}
-        for name in names:
-            reader = self.files.open(name)
-            if reader.size > _MAX_SIGNATURE:
-                raise HostileInput(f"{name}: {reader.size} bytes are no signature")
-            found[name.removeprefix(SIGNATURES).removesuffix(".sig")] = reader.pread(0, reader.size)
-        return found
+        return read_signatures(self.files)
 
     def reader(self, artifact: Artifact) -> SpaceReader:
         """The artifact's image form; its encoders are checked first."""
@@ -301,6 +292,37 @@ class Bundle:
                 f"use the container that the bundle is in, or install {answer.library}"
             )
         self._known.add(number)
+
+
+def read_signed(files: Files) -> bytes:
+    """The bytes of bundle.json, not looked at yet.
+
+    Raises:
+        NotInBundle: there is none.
+        HostileInput: it is too large.
+    """
+    source = files.open(manifests.MANIFEST)
+    if source.size > manifests.MAX_MANIFEST:
+        raise HostileInput(f"{manifests.MANIFEST}: {source.size} bytes, above the limit")
+    return source.pread(0, source.size)
+
+
+def read_signatures(files: Files) -> dict[str, bytes]:
+    """The in-band signatures by key id.
+
+    Raises:
+        HostileInput: a file that is no signature, or too many.
+    """
+    names = [name for name in files.names() if name.startswith(SIGNATURES)]
+    if len(names) > _MAX_SIGNATURES:
+        raise HostileInput(f"{len(names)} signatures, above the limit of {_MAX_SIGNATURES}")
+    found = {}
+    for name in names:
+        reader = files.open(name)
+        if reader.size > _MAX_SIGNATURE:
+            raise HostileInput(f"{name}: {reader.size} bytes are no signature")
+        found[name.removeprefix(SIGNATURES).removesuffix(".sig")] = reader.pread(0, reader.size)
+    return found
 
 
 def read_checked(files: Files, stored: StoredFile) -> bytes:

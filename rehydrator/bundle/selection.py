@@ -33,9 +33,14 @@ class Selection:
         if arch and arch not in self._arches():
             raise NotInBundle(f"no architecture {arch!r} in this bundle; it has {_listed(self._arches())}")
 
-    def resolve(self, disks: Sequence[str], files: Sequence[str], every: bool) -> list[Artifact]:
-        """The named artifacts, in the order of the request, each once."""
+    def resolve(
+        self, disks: Sequence[str], files: Sequence[str], every: bool, live: Sequence[str] = ()
+    ) -> list[Artifact]:
+        """The named artifacts, in the order of the request, each once; `live` are the format
+        keys "iso" and "pxe"."""
         chosen = [self._disk(platform) for platform in disks]
+        for key in live:
+            chosen += self._live(key)
         chosen += [self._file(name) for name in files]
         if every:
             chosen += [each for each in self._artifacts if not self._arch or each.arch == self._arch]
@@ -53,6 +58,15 @@ class Selection:
             known = _listed({each.arch for each in of_platform})
             raise NotInBundle(f"no {platform} disk for {arch}; this bundle has {known}")
         return self._choose_format(platform, here)
+
+    def _live(self, key: str) -> list[Artifact]:
+        found = [each for each in self._artifacts if each.format == key]
+        if not found:
+            raise NotInBundle(
+                f"no {key} in this bundle; it has {_listed({a.format for a in self._artifacts})}"
+            )
+        arch = self._choose_arch(found)
+        return [each for each in found if each.arch == arch]
 
     def _choose_arch(self, among: Sequence[Artifact]) -> str:
         arches = {each.arch for each in among}
@@ -108,3 +122,26 @@ def _format_keys(artifact: Artifact) -> set[str]:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
+
+
+def select(
+    artifacts: Sequence[Artifact],
+    *,
+    disks: Sequence[str],
+    names: Sequence[str],
+    iso: bool,
+    pxe: bool,
+    every: bool,
+    arch: str | None,
+    formats: Sequence[str],
+    host_arch: Callable[[], str],
+) -> list[Artifact]:
+    """The artifacts that a request names, in its order, each once.
+
+    Raises:
+        NotInBundle: an unknown platform, architecture, format or file; lists what exists.
+        UsageError: several architectures or formats, and no way to choose.
+    """
+    selection = Selection(artifacts, arch, formats, host_arch)
+    live = [key for key, asked in (("iso", iso), ("pxe", pxe)) if asked]
+    return selection.resolve(disks, names, every, live)

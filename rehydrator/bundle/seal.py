@@ -1,0 +1,127 @@
+"""From a built tree to an image: sign, write the layers, prove in a fresh process, publish.
+
+What is staged has no name that anybody would take for a bundle; it gets one only after a
+fresh process, through the public reader, regenerated every artifact from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rehydrator import host
+from rehydrator.bundle.reader import SIGNATURES
+from rehydrator.core.digest import sha256_hex
+from rehydrator.core.errors import DigestMismatch, RehydratorError
+from rehydrator.oci.documents import Platform
+from rehydrator.oci.image import LayerFile, Options, write_image
+from rehydrator.oci.reference import GO_ARCHITECTURES, open_image, stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from rehydrator.bundle.builder import Built
+    from rehydrator.oci.layout import Staging
+    from rehydrator.oci.reference import Reference
+
+_MAX_LAYERS = 100
+_PROOF_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A published bundle: the image's digest, its own layers' bytes, and what the proof said."""
+
+    digest: str
+    stored: int
+    key_id: str
+    proof: dict[str, Any]
+
+
+def seal(
+    built: Built,
+    target: Reference,
+    runtime: Reference | None,
+    sign: Callable[[bytes], tuple[str, bytes]] | None,
+    jobs: int,
+    tmpdir: Path,
+) -> Sealed:
+    """Sign, stage, prove and publish.
+
+    Raises:
+        DigestMismatch: an artifact was not regenerated exactly; nothing was published.
+    """
+    key_id = _sign(built, sign) if sign else ""
+    groups = [*built.groups, [f"{SIGNATURES}{key_id}.sig"]] if key_id else built.groups
+    with stage(target) as staging:
+        digest = _write(staging, built, groups, runtime, tmpdir)
+        proof = prove(staging.directory, jobs, tmpdir)
+        staging.publish()
+    stored = sum((built.root / name).stat().st_size for group in groups for name in group)
+    return Sealed(digest, stored, key_id, proof)
+
+
+def prove(staged: Path, jobs: int, tmpdir: Path) -> dict[str, Any]:
+    """Regenerate everything from a staged image in a fresh process.
+
+    Raises:
+        DigestMismatch: something came out differently; names it.
+        RehydratorError: the process failed.
+    """
+    argv = [sys.executable, "-m", "rehydrator", "verify", "--staged", str(staged), "--all", "--json"]
+    argv += ["--jobs", str(jobs), "--tmpdir", str(tmpdir)]
+    done = host.run(argv, _PROOF_SECONDS)
+    try:
+        report: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        raise RehydratorError(f"the proof did not run: {done.said or done.status}") from None
+    bad = [finding for finding in report["checked"] if not finding["ok"]]
+    if bad or done.status:
+        said = "; ".join(f"{finding['file']}: {finding['error']}" for finding in bad) or done.said
+        raise DigestMismatch(f"the proof failed, nothing was published: {said}")
+    return report
+
+
+def _sign(built: Built, sign: Callable[[bytes], tuple[str, bytes]]) -> str:
+    key_id, signature = sign(built.signed_bytes)
+    (built.root / SIGNATURES).mkdir()
+    (built.root / SIGNATURES / f"{key_id}.sig").write_bytes(signature)
+    return key_id
+
+
+def _write(
+    staging: Staging, built: Built, groups: Sequence[Sequence[str]], runtime: Reference | None, tmpdir: Path
+) -> str:
+    release = built.manifest.releases[0]
+    labels = {
+        "org.opencontainers.image.title": f"{release.name} {release.release}",
+        "org.opencontainers.image.version": release.release,
+        "io.rehydrator.stream": release.stream,
+        "io.rehydrator.bundle.sha256": sha256_hex(built.signed_bytes),
+    }
+    created = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
+    if runtime is None:
+        architecture = built.manifest.artifacts()[0].arch
+        platform = Platform(GO_ARCHITECTURES.get(architecture, architecture), "linux")
+        options = Options(created=created, platform=platform, labels=labels, annotations=labels)
+        image = write_image(staging, None, _layers(built, groups, 0), options)
+    else:
+        options = Options(created=created, labels=labels, annotations=labels)
+        with open_image(runtime, tmpdir) as base:
+            image = write_image(staging, base, _layers(built, groups, len(base.layers)), options)
+    staging.seal(image)
+    return image.digest
+
+
+def _layers(built: Built, groups: Sequence[Sequence[str]], taken: int) -> list[list[LayerFile]]:
+    """A layer each, as long as there are few enough; else small neighbours share layers."""
+    layers = [[LayerFile(f"bundle/{name}", built.root / name) for name in group] for group in groups if group]
+    while len(layers) + taken > _MAX_LAYERS - 10:
+        sizes = [sum(file.path.stat().st_size for file in layer) for layer in layers]
+        at = min(range(len(layers) - 3), key=lambda number: sizes[number] + sizes[number + 1])
+        layers[at : at + 2] = [layers[at] + layers[at + 1]]
+    return layers

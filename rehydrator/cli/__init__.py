@@ -1,0 +1,112 @@
+"""The command line: one file per verb, imported when it is called. Data goes to stdout, talk
+to stderr; errors become exit codes and JSON here and nowhere else."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from rehydrator import __version__
+from rehydrator.core.errors import Interrupted, RehydratorError, UsageError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+# Verb -> module below rehydrator.cli; each has a click command of the verb's name.
+VERBS = {
+    "build": "build",
+    "info": "info",
+    "keygen": "keygen",
+    "list": "listing",
+    "print-stream-json": "stream_json",
+    "rehydrate": "rehydrate",
+    "verify": "verify",
+}
+
+EXIT_STATUS = """\b
+Exit status: 0 done, 1 failure, 2 usage, 3 some artifacts failed, 4 not in this bundle,
+5 digest mismatch, 6 signature missing, 7 signature wrong, 8 hostile or malformed input,
+9 out of space or limits, 10 a needed program is missing, 11 registry, 12 network,
+130 interrupted."""
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"rehydrator.cli.{VERBS[cmd_name]}")
+        command: click.Command = module.command
+        command.epilog = EXIT_STATUS
+        return command
+
+
+@click.group(cls=_Verbs, epilog=EXIT_STATUS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="rehydrator")
+def cli() -> None:
+    """Every disk image of a release from one signed container, bit for bit."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    as_json = "--json" in (arguments if arguments is not None else sys.argv)
+    try:
+        result = cli.main(arguments, prog_name="rehydrator", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.UsageError as error:
+        error.show()
+        return UsageError.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return fail(Interrupted("interrupted"), as_json)
+    except RehydratorError as error:
+        return fail(error, as_json)
+    except BrokenPipeError:
+        _silence_stdout()
+        return 1
+    except (OSError, MemoryError) as error:
+        return fail(RehydratorError(describe(error)), as_json)
+    return result if isinstance(result, int) else 0
+
+
+def fail(error: RehydratorError, as_json: bool) -> int:
+    """Report an error on stderr; its exit code."""
+    if as_json:
+        report = {"message_type": "exit_error", "code": error.exit_code, "message": str(error)}
+        click.echo(json.dumps(report), err=True)
+    else:
+        click.echo(f"rehydrator: {printable(str(error))}", err=True)
+    return error.exit_code
+
+
+def describe(error: OSError | MemoryError) -> str:
+    """An error of the system in words."""
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
+def printable(text: str) -> str:
+    """Text from outside, fit for a terminal: what cannot be printed is escaped."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text
+    )
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _silence_stdout() -> None:
+    """What Python still wants to flush at exit has no reader."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,228 @@
+"""`build`: a release directory into one bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rehydrator.cli import printable
+from rehydrator.cli.common import (
+    Progress,
+    host_arch,
+    human,
+    jobs_option,
+    json_option,
+    table,
+    tmpdir_option,
+)
+from rehydrator.cli.keygen import password_from
+from rehydrator.core.errors import ToolMissing, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rehydrator.bundle.builder import Built
+    from rehydrator.bundle.seal import Sealed
+    from rehydrator.oci.reference import Reference
+
+
+@click.command("build")
+@click.argument("release_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("-o", "--output", metavar="REF", help="oci:DIR[:TAG] or oci-archive:FILE[:TAG].")
+@click.option(
+    "--key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="KEY",
+    help="Sign with this private key. Without it the bundle is unsigned.",
+)
+@click.option("--password-file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--runtime",
+    metavar="REF|none",
+    help="The image whose layers come first. Default: what `make image` built; none: data only.",
+)
+@click.option("--stream-json", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--allow-missing", is_flag=True, help="Go on without files that the stream document names.")
+@click.option("--name", default="", help="The release's name; default: from the file names.")
+@click.option("--stream", default="", help="The stream's name.")
+@click.option("--release", default="", help="The release's version; default: from the file names.")
+@click.option("--arch", default="", help="Architecture of files whose name has none.")
+@click.option(
+    "--canonical", "canonicals", multiple=True, metavar="FILE", help="Store this file's disk whole."
+)
+@click.option("--level", type=click.IntRange(1, 19), default=19, show_default=True, help="zstd level.")
+@click.option(
+    "--max-image-size", type=click.IntRange(1), default=256 << 30, help="Refuse larger images, bytes."
+)
+@jobs_option
+@tmpdir_option
+@click.option("--dry-run", is_flag=True, help="Only show what each file would be stored as.")
+@json_option
+def command(
+    release_dir: Path,
+    output: str | None,
+    key: Path | None,
+    password_file: Path | None,
+    runtime: str | None,
+    tmpdir: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    **rest: Any,
+) -> None:
+    """Pack the disk images in RELEASE_DIR into one bundle, prove it, and write it to -o.
+
+    Every image is regenerated from the finished bundle in a fresh process and compared with
+    its digest before anything is published.
+    """
+    from rehydrator.bundle.builder import Builder, BuildOptions
+    from rehydrator.bundle.seal import seal
+
+    started = time.monotonic()
+    target = None if dry_run else _target(output)
+    base = None if dry_run else _runtime(runtime)
+    sign = _signer(key, password_file) if key and not dry_run else None
+    place = tmpdir or (target.path.absolute().parent if target else Path(tempfile.gettempdir()))
+    with _work(place) as work:
+        options = BuildOptions(release_dir, work, host_arch=host_arch(), **rest)
+        reporter = _Reporter()
+        try:
+            if target is None:
+                _show_plan(Builder(options, reporter).plan(), as_json)
+                return
+            built = Builder(options, reporter).build()
+            reporter.phase("proving", 0)
+            sealed = seal(built, target, base, sign, options.jobs, work)
+        finally:
+            reporter.close()
+        _show(built, sealed, target, time.monotonic() - started, as_json)
+
+
+def _target(output: str | None) -> Reference:
+    from rehydrator.oci.reference import parse
+
+    if not output:
+        raise UsageError("say where the bundle goes: -o oci:DIR[:TAG] or -o oci-archive:FILE")
+    target = parse(output)
+    if target.transport not in {"oci", "oci-archive"}:
+        raise UsageError(
+            f"{output}: a build writes oci:DIR[:TAG] or oci-archive:FILE; copy it on with skopeo"
+        )
+    if not target.path.absolute().parent.is_dir():
+        raise UsageError(f"{target.path.absolute().parent}: no such directory; make it first")
+    return target
+
+
+def default_runtime() -> Path:
+    """Where `make image` puts the runtime image."""
+    return Path(sys.prefix) / "share" / "rehydrator" / "runtime"
+
+
+def _runtime(runtime: str | None) -> Reference | None:
+    from rehydrator.oci.reference import parse
+
+    if runtime == "none":
+        return None
+    if runtime:
+        return parse(runtime)
+    if not (default_runtime() / "index.json").exists():
+        raise ToolMissing(
+            f"there is no runtime image in {default_runtime()}; make it with `make image`, "
+            "name one with --runtime REF, or say --runtime none for data only"
+        )
+    return parse(f"oci:{default_runtime()}:latest")
+
+
+def _signer(key: Path, password_file: Path | None) -> Callable[[bytes], tuple[str, bytes]]:
+    from rehydrator.oci.signature import key_id, load_private_key, sign
+
+    def ask() -> bytes:
+        given = password_from(password_file)
+        return given if given is not None else click.prompt("Password", hide_input=True, err=True).encode()
+
+    private = load_private_key(key, ask)
+    return lambda data: (key_id(private.public_key()), sign(data, private))
+
+
+@contextmanager
+def _work(place: Path) -> Iterator[Path]:
+    """A private directory that is gone at the end, whatever happens."""
+    work = Path(tempfile.mkdtemp(prefix=".rehydrator-build-", dir=place))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _show_plan(plan: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(plan, indent=2))
+        return
+    rows = [["FILE", "SIZE", "WOULD BE", "AGAINST"]]
+    for each in plan:
+        against = "canonical" if each["canonical"] else each["against"]
+        rows.append([each["file"], human(each["size"]), each["rung"], against])
+    click.echo(printable(table(rows, {1})))
+
+
+def _show(built: Built, sealed: Sealed, target: Reference, seconds: float, as_json: bool) -> None:
+    artifacts = built.manifest.artifacts()
+    if as_json:
+        report = {
+            "reference": str(target),
+            "digest": sealed.digest,
+            "signed_by": sealed.key_id or None,
+            "bytes_stored": sealed.stored,
+            "seconds": round(seconds, 1),
+            "artifacts": [
+                {
+                    "file": each.image.name,
+                    "size": each.image.size,
+                    "sha256": each.image.sha256,
+                    "how": each.how,
+                }
+                for each in artifacts
+            ],
+        }
+        click.echo(json.dumps(report, indent=2))
+        return
+    rows = [["FILE", "SIZE", "ADDS", "STORED AS"]]
+    for each in artifacts:
+        how = each.how
+        rung = f"{how['rung']} ({how['format']})" if how["format"] else how["rung"]
+        rows.append([each.image.name, human(each.image.size), human(how["cost"]), rung])
+    click.echo(printable(table(rows, {1, 2})), err=True)
+    total = sum(each.image.size for each in artifacts)
+    click.echo(f"{len(artifacts)} files of {human(total)} in {human(sealed.stored)}, proven", err=True)
+    signed = f"signed by {sealed.key_id}" if sealed.key_id else "UNSIGNED: no --key was given"
+    click.echo(signed, err=True)
+    click.echo(f"{target}@{sealed.digest}")
+
+
+class _Reporter:
+    """A build's words on stderr, and its progress on a terminal."""
+
+    def __init__(self) -> None:
+        self._progress = Progress("", 0)
+
+    def note(self, text: str) -> None:
+        self._progress.clear()
+        click.echo(printable(text), err=True)
+
+    def phase(self, title: str, total: int) -> None:
+        self._progress.clear()
+        self._progress = Progress(title, total)
+        self._progress.advance(0)
+
+    def advance(self, steps: int, detail: str = "") -> None:
+        self._progress.advance(steps, detail)
+
+    def close(self) -> None:
+        self._progress.clear()

@@ -1,0 +1,177 @@
+"""What the verbs share: options, opening a bundle, progress."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rehydrator.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rehydrator.bundle.reader import Bundle
+    from rehydrator.oci.reference import Reference
+    from rehydrator.store.files import Files
+
+# Where the bundle lies inside its own container.
+IN_CONTAINER = Path("/bundle")
+
+_ARCH_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+bundle_option = click.option(
+    "--bundle",
+    "bundle_reference",
+    metavar="REF",
+    help="The bundle: oci:DIR[:TAG], oci-archive:FILE, dir:DIR, docker://HOST/REPO:TAG, "
+    "containers-storage:NAME. Default: the container that this runs in.",
+)
+reference_argument = click.argument("reference", metavar="[REF]", required=False)
+key_option = click.option(
+    "--key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="PUB",
+    help="Refuse a bundle that this public key did not sign.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+tmpdir_option = click.option(
+    "--tmpdir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where temporary files go.",
+)
+
+
+def all_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(1, 1024), default=all_cores, show_default="all cores", help="Threads."
+)
+
+
+def host_arch() -> str:
+    """This machine's architecture as stream metadata spells it."""
+    machine = platform.machine().lower()
+    return _ARCH_NAMES.get(machine, machine)
+
+
+@contextmanager
+def opened(
+    option: str | None, argument: str | None, key: Path | None, tmpdir: Path | None
+) -> Iterator[Bundle]:
+    """The bundle that the user means, its signature checked where there is a key."""
+    from rehydrator.oci.reference import open_bundle
+
+    with open_bundle(reference_of(option, argument), scratch(tmpdir)) as files:
+        yield trusted(files, key)
+
+
+def trusted(files: Files, key: Path | None) -> Bundle:
+    """The bundle in `files`; nothing of it is parsed before a signature fits `key`."""
+    from rehydrator.bundle.reader import Bundle, read_signatures, read_signed
+
+    if key:
+        from rehydrator.oci.signature import load_public_key, verify
+
+        verify(read_signed(files), read_signatures(files).values(), load_public_key(key))
+    return Bundle(files)
+
+
+def scratch(tmpdir: Path | None) -> Path:
+    """Where temporary files go."""
+    return tmpdir or Path(tempfile.gettempdir())
+
+
+def reference_of(option: str | None, argument: str | None = None) -> Reference:
+    """The reference that the user gave, or this container's own bundle."""
+    from rehydrator.oci.reference import parse
+
+    if option and argument:
+        raise UsageError("both REF and --bundle name a bundle; give one")
+    named = option or argument or os.environ.get("REHYDRATOR_BUNDLE")
+    if named:
+        return parse(named)
+    if (IN_CONTAINER / "bundle.json").exists():
+        return parse(f"dir:{IN_CONTAINER}")
+    raise UsageError("name a bundle with --bundle REF (there is none in /bundle)")
+
+
+class Progress:
+    """One line on a terminal: what, how far, how fast, how long still. Silent elsewhere."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self._title, self._total, self._done = title, total, 0
+        self._started = self._shown = time.monotonic()
+        self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    def advance(self, steps: int, detail: str = "") -> None:
+        """Some bytes are done."""
+        self._done += steps
+        now = time.monotonic()
+        if self._live and now - self._shown > 0.1:
+            self._shown = now
+            self._draw(now - self._started, detail)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._live:
+            click.echo("\r\033[K", nl=False, err=True)
+
+    def _draw(self, seconds: float, detail: str) -> None:
+        rate = self._done / seconds if seconds else 0.0
+        share = min(1.0, self._done / self._total) if self._total else 0.0
+        left = f"{(self._total - self._done) / rate:4.0f} s left" if rate and self._total else ""
+        line = f"{self._title} {detail} {share:4.0%}  {human(rate)}/s  {left}"
+        width = max(20, os.get_terminal_size(sys.stderr.fileno()).columns - 1)
+        click.echo(f"\r\033[K{line[:width]}", nl=False, err=True)
+
+
+def human(size: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def table(rows: list[list[str]], right: set[int]) -> str:
+    """Rows as aligned columns; the first row is the heading, `right` are columns of numbers."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            text.rjust(width) if column in right else text.ljust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that name artifacts."""
+    for option in reversed(
+        [
+            click.option("--disk", "disks", multiple=True, metavar="PLATFORM", help="A platform's disk."),
+            click.option("--iso", is_flag=True, help="The live ISO image."),
+            click.option("--pxe", is_flag=True, help="Kernel, initramfs and root file system for PXE."),
+            click.option("--file", "names", multiple=True, metavar="NAME", help="Any file that list shows."),
+            click.option("--all", "every", is_flag=True, help="Everything."),
+            click.option("--arch", help="Architecture of the disks (x86_64, aarch64, …)."),
+            click.option(
+                "--format", "formats", multiple=True, metavar="KEY", help="Where a platform has several."
+            ),
+        ]
+    ):
+        command = option(command)
+    return command

@@ -1,0 +1,116 @@
+"""`info`: how each artifact is stored, and what it costs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rehydrator.cli import printable
+from rehydrator.cli.common import (
+    bundle_option,
+    host_arch,
+    human,
+    json_option,
+    key_option,
+    opened,
+    reference_argument,
+    selection_options,
+    table,
+    tmpdir_option,
+)
+from rehydrator.cli.listing import listed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rehydrator.bundle.manifest import Artifact
+    from rehydrator.bundle.reader import Bundle
+
+
+@click.command("info")
+@reference_argument
+@bundle_option
+@key_option
+@tmpdir_option
+@selection_options
+@json_option
+def command(
+    reference: str | None,
+    bundle_reference: str | None,
+    key: Path | None,
+    tmpdir: Path | None,
+    as_json: bool,
+    **wanted: Any,
+) -> None:
+    """Show how files are stored: the rung that each took and why, its bytes by origin, its cost.
+
+    Without --disk, --file, --iso or --pxe, every file and the bundle as a whole.
+    """
+    from rehydrator.bundle.selection import select
+
+    with opened(bundle_reference, reference, key, tmpdir) as bundle:
+        asked = any(wanted[name] for name in ("disks", "names", "iso", "pxe"))
+        artifacts = select(bundle.manifest.artifacts(), **{**wanted, "every": not asked}, host_arch=host_arch)
+        whole = summary(bundle)
+    if as_json:
+        shown = [{**listed(each), "how": each.how} for each in artifacts]
+        click.echo(json.dumps({"bundle": whole, "artifacts": shown}, indent=2))
+        return
+    if asked:
+        click.echo("\n\n".join(described(each) for each in artifacts))
+        return
+    for key_, value in whole.items():
+        click.echo(f"{key_}: {value}")
+    rows = [["FILE", "SIZE", "ADDS", "RUNG", "CANONICAL"]]
+    rows += [
+        [
+            each.image.name,
+            human(each.image.size),
+            human(int(each.how.get("cost", 0))),
+            printable(rung(each)),
+            "*" if each.canonical else "",
+        ]
+        for each in artifacts
+    ]
+    click.echo(table(rows, {1, 2}))
+
+
+def summary(bundle: Bundle) -> dict[str, Any]:
+    """The bundle as a whole."""
+    manifest = bundle.manifest
+    return {
+        "releases": ", ".join(f"{r.name} {r.release} ({r.stream})" for r in manifest.releases),
+        "files": len(manifest.artifacts()),
+        "bytes of files": sum(artifact.image.size for artifact in manifest.artifacts()),
+        "bytes stored": sum(stored.size for stored in manifest.stored_files()) + len(bundle.signed_bytes),
+        "signed by": ", ".join(bundle.signatures()) or "nobody",
+    }
+
+
+def rung(artifact: Artifact) -> str:
+    """The rung in a word or two."""
+    how = artifact.how
+    return f"{how.get('rung')} ({how['format']})" if how.get("format") else str(how.get("rung"))
+
+
+def described(artifact: Artifact) -> str:
+    """One artifact for people."""
+    how = artifact.how
+    lines = [
+        artifact.image.name,
+        f"  platform       {artifact.platform} {artifact.arch}, format {artifact.format}",
+        f"  size           {artifact.image.size} bytes"
+        + (f", a disk of {artifact.virtual_size}" if artifact.virtual_size else ""),
+        f"  sha256         {artifact.image.sha256}",
+        f"  stored as      {rung(artifact)}" + (", its disk is canonical" if artifact.canonical else ""),
+        f"  adds           {how.get('cost', 0)} bytes to the bundle",
+    ]
+    if artifact.published:
+        lines.insert(4, f"  published as   {artifact.published.name}, sha256 {artifact.published.sha256}")
+    lines += [f"  {origin:14} {count} bytes" for origin, count in sorted(how.get("bytes", {}).items())]
+    lines += [f"  encoder        {version}" for version in how.get("encoders", {}).values()]
+    lines += [f"  {name:14} {value}" for name, value in how.get("facts", {}).items()]
+    lines += [f"  not {each['rung']:10} {each['why']}" for each in how.get("tried", [])]
+    return printable("\n".join(lines))

@@ -1,0 +1,41 @@
+"""`keygen`: a key pair for signing bundles."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from rehydrator.core.errors import UsageError
+
+
+def password_from(file: Path | None) -> bytes | None:
+    """The password from a file or REHYDRATOR_PASSWORD; None where it must be asked for."""
+    if file:
+        return file.read_bytes().rstrip(b"\r\n")
+    value = os.environ.get("REHYDRATOR_PASSWORD")
+    return value.encode() if value is not None else None
+
+
+@click.command("keygen")
+@click.argument("prefix", type=click.Path(path_type=Path))
+@click.option("--no-password", is_flag=True, help="Leave the private key unencrypted.")
+@click.option("--password-file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def command(prefix: Path, no_password: bool, password_file: Path | None) -> None:
+    """Write PREFIX.key and PREFIX.pub: a P-256 key pair in PEM.
+
+    The private key is encrypted with a password: from --password-file, from the environment
+    (REHYDRATOR_PASSWORD), or asked for on the terminal.
+    """
+    from rehydrator.oci.signature import keygen
+
+    if no_password and password_file:
+        raise UsageError("--no-password and --password-file contradict each other")
+    password = None if no_password else password_from(password_file)
+    if password is None and not no_password:
+        password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True).encode()
+    if password == b"":
+        raise UsageError("an empty password protects nothing; say --no-password if that is meant")
+    key_id = keygen(str(prefix), password)
+    click.echo(f"{prefix}.key, {prefix}.pub: key {key_id}", err=True)

@@ -1,0 +1,145 @@
+"""`rehydrate`: give images back."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rehydrator.cli import describe, fail
+from rehydrator.cli.common import (
+    Progress,
+    bundle_option,
+    host_arch,
+    jobs_option,
+    json_option,
+    key_option,
+    opened,
+    selection_options,
+    tmpdir_option,
+)
+from rehydrator.core.errors import DigestMismatch, RehydratorError, UsageError, worst_exit_code
+
+if TYPE_CHECKING:
+    from rehydrator.bundle.manifest import Artifact
+    from rehydrator.bundle.reader import Bundle
+    from rehydrator.bundle.rehydrate import Options
+
+
+@click.command("rehydrate")
+@click.argument("dest", metavar="DEST|-")
+@bundle_option
+@key_option
+@tmpdir_option
+@selection_options
+@click.option("--overwrite", is_flag=True, help="Replace existing files that are something else.")
+@click.option("--sparse/--no-sparse", default=None, help="Holes for zeros. Default: as the original was.")
+@jobs_option
+@json_option
+def command(
+    dest: str,
+    bundle_reference: str | None,
+    key: Path | None,
+    tmpdir: Path | None,
+    overwrite: bool,
+    sparse: bool | None,
+    jobs: int,
+    as_json: bool,
+    **wanted: Any,
+) -> int:
+    """Write images into the directory DEST, or to standard output (-).
+
+    A file in DEST gets its name when its digest was verified, not before. Several images on
+    standard output are a tar archive.
+    """
+    from rehydrator.bundle.rehydrate import Options
+    from rehydrator.bundle.selection import select
+
+    if not any(wanted[name] for name in ("disks", "names", "every", "iso", "pxe")):
+        raise UsageError("name what to rehydrate: --disk PLATFORM, --file NAME, --iso, --pxe or --all")
+    if dest == "-" and sys.stdout.isatty():
+        raise UsageError("standard output is a terminal; redirect it to a file or a pipe")
+    with opened(bundle_reference, None, key, tmpdir) as bundle:
+        artifacts = select(bundle.manifest.artifacts(), **wanted, host_arch=host_arch)
+        if dest == "-":
+            return _to_pipe(bundle, artifacts, jobs)
+        directory = make_directory(Path(dest))
+        return _to_directory(bundle, artifacts, directory, Options(jobs, overwrite, sparse), as_json)
+
+
+def make_directory(directory: Path) -> Path:
+    """DEST, made if its parent exists."""
+    try:
+        directory.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        raise UsageError(f"{directory.parent}: no such directory; make it first") from None
+    except FileExistsError:
+        raise UsageError(f"{directory} is not a directory") from None
+    return directory
+
+
+def _to_pipe(bundle: Bundle, artifacts: list[Artifact], jobs: int) -> int:
+    from rehydrator.bundle.rehydrate import to_pipe
+
+    progress = Progress("rehydrating", sum(each.image.size for each in artifacts))
+    try:
+        to_pipe(bundle, artifacts, sys.stdout.fileno(), jobs, progress.advance)
+    except DigestMismatch as error:
+        raise DigestMismatch(f"{error}. The output is BAD: throw it away") from None
+    finally:
+        progress.clear()
+    return 0
+
+
+def _to_directory(
+    bundle: Bundle, artifacts: list[Artifact], directory: Path, options: Options, as_json: bool
+) -> int:
+    codes, report = [], []
+    for artifact in artifacts:
+        outcome = _one(bundle, artifact, directory, options)
+        codes.append(outcome["exit_code"])
+        report.append(outcome)
+        if not as_json:
+            _tell(outcome, artifact)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    return worst_exit_code(codes)
+
+
+def _one(bundle: Bundle, artifact: Artifact, directory: Path, options: Options) -> dict[str, Any]:
+    from rehydrator.bundle.rehydrate import to_directory
+
+    started = time.monotonic()
+    progress = Progress(artifact.image.name, artifact.image.size)
+    outcome: dict[str, Any] = {
+        "file": artifact.image.name,
+        "size": artifact.image.size,
+        "sha256": artifact.image.sha256,
+        "exit_code": 0,
+    }
+    try:
+        written = to_directory(bundle, artifact, directory, options, progress.advance)
+        outcome["status"] = "written" if written else "present"
+    except RehydratorError as error:
+        outcome |= {"status": "failed", "error": str(error), "exit_code": error.exit_code}
+    except OSError as error:
+        outcome |= {"status": "failed", "error": describe(error), "exit_code": 1}
+    finally:
+        progress.clear()
+    outcome["seconds"] = round(time.monotonic() - started, 3)
+    return outcome
+
+
+def _tell(outcome: dict[str, Any], artifact: Artifact) -> None:
+    if outcome["status"] != "failed":
+        click.echo(f"{artifact.image.name}: {outcome['status']}, sha256 verified", err=True)
+        return
+
+    class _Failed(RehydratorError):
+        exit_code = outcome["exit_code"]
+
+    fail(_Failed(outcome["error"]), as_json=False)

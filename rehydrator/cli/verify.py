@@ -1,0 +1,144 @@
+"""`verify`: is this bundle whole, signed, and does it give everything back?"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rehydrator.cli import printable
+from rehydrator.cli.common import (
+    Progress,
+    bundle_option,
+    jobs_option,
+    json_option,
+    key_option,
+    reference_argument,
+    reference_of,
+    scratch,
+    tmpdir_option,
+    trusted,
+)
+from rehydrator.core.errors import RehydratorError, worst_exit_code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from rehydrator.bundle.reader import Bundle
+
+
+@click.command("verify")
+@reference_argument
+@bundle_option
+@key_option
+@tmpdir_option
+@click.option("--all", "every", is_flag=True, help="Also regenerate every image and compare its digest.")
+@click.option(
+    "--export",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write the signed bytes (bundle.json) and the signatures, for openssl.",
+)
+@click.option("--staged", type=click.Path(exists=True, path_type=Path), hidden=True)
+@jobs_option
+@json_option
+def command(
+    reference: str | None,
+    bundle_reference: str | None,
+    key: Path | None,
+    tmpdir: Path | None,
+    every: bool,
+    export: Path | None,
+    staged: Path | None,
+    jobs: int,
+    as_json: bool,
+) -> int:
+    """Check every digest of a bundle, and with --key its signature."""
+    from rehydrator.oci.reference import open_bundle, open_staged, verify_blobs
+
+    findings = []
+    if staged:
+        opening = open_staged(staged, scratch(tmpdir))
+    else:
+        named = reference_of(bundle_reference, reference)
+        findings.append(_finding("image", lambda: verify_blobs(named, scratch(tmpdir))))
+        opening = open_bundle(named, scratch(tmpdir))
+    with opening as files:
+        bundle = trusted(files, key)
+        findings += check_files(bundle, jobs)
+        if every:
+            findings += check_artifacts(bundle, jobs)
+        if export:
+            export_signed(bundle, export)
+    code = worst_exit_code([finding["exit_code"] for finding in findings])
+    report = {
+        "signature": "verified" if key else "not checked",
+        "exit_code": code,
+        "checked": findings,
+    }
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        _tell(report, every)
+    return code
+
+
+def check_files(bundle: Bundle, jobs: int) -> list[dict[str, Any]]:
+    """Every pinned file against its digest."""
+    from rehydrator.bundle.reader import check_file
+
+    stored = bundle.manifest.stored_files()
+    work = [(each.file, lambda each=each: check_file(bundle.files, each)) for each in stored]
+    return _side_by_side(work, jobs)
+
+
+def check_artifacts(bundle: Bundle, jobs: int) -> list[dict[str, Any]]:
+    """Every artifact regenerated and compared with its digest."""
+    from rehydrator.bundle.rehydrate import produce
+
+    artifacts = bundle.manifest.artifacts()
+    progress = Progress("regenerating", sum(each.image.size for each in artifacts))
+    work = [
+        (each.image.name, lambda each=each: produce(bundle, each, None, 1, progress.advance))
+        for each in artifacts
+    ]
+    try:
+        return _side_by_side(work, jobs)
+    finally:
+        progress.clear()
+
+
+def export_signed(bundle: Bundle, directory: Path) -> None:
+    """bundle.json and its signatures as files."""
+    directory.mkdir(exist_ok=True)
+    (directory / "bundle.json").write_bytes(bundle.signed_bytes)
+    for key_id, signature in bundle.signatures().items():
+        (directory / f"bundle.json.{key_id}.sig").write_bytes(signature)
+
+
+def _side_by_side(work: Iterable[tuple[str, Callable[[], object]]], jobs: int) -> list[dict[str, Any]]:
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(lambda each: _finding(*each), work))
+
+
+def _finding(name: str, check: Callable[[], object]) -> dict[str, Any]:
+    try:
+        check()
+    except RehydratorError as error:
+        return {"file": name, "ok": False, "error": str(error), "exit_code": error.exit_code}
+    return {"file": name, "ok": True, "exit_code": 0}
+
+
+def _tell(report: dict[str, Any], every: bool) -> None:
+    bad = [finding for finding in report["checked"] if not finding["ok"]]
+    for finding in bad:
+        click.echo(f"rehydrator: {printable(finding['error'])}", err=True)
+    scope = "every file and every image" if every else "every file"
+    if not bad:
+        click.echo(f"{scope}: digests verified ({len(report['checked'])} checks)")
+    click.echo(
+        f"signature: {report['signature']}" + ("" if report["signature"] == "verified" else " (--key)")
+    )
