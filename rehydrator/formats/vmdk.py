@@ -281,14 +281,16 @@ def _compressed(
     units = [
         _marked(file, header, *at) for at in zip(grains.guests.tolist(), grains.starts.tolist(), strict=True)
     ]
-    framed = [-(-(c.GRAIN_MARKER.size + one.stored) // c.SECTOR) * c.SECTOR for one in units]
+    framed = [c.GRAIN_MARKER.size + _padded(one) for one in units]
     rows = UnitRows(grains.guests, grains.starts, framed, unit, c.SECTOR)
 
     def packed(one: Packed) -> bytes:
-        return file.pread(one.file, one.stored)
+        """The stream; with the padding, and so like no encoder's, where that is not zero."""
+        stored = file.pread(one.file, _padded(one))
+        return stored if any(stored[one.stored :]) else stored[: one.stored]
 
     def plain(one: Packed) -> bytes:
-        return _encoder_input(one, packed(one), unit)
+        return _encoder_input(one, file.pread(one.file, one.stored), unit)
 
     found = reproduce("zlib", units, plain, packed, each)
     rules, chosen = _rules(units, found, plain, unit)
@@ -351,7 +353,14 @@ def _marked(file: Reader, header: c.Header, guest: int, start: int) -> Packed:
     sector, stored = c.GRAIN_MARKER.unpack(refuse_short(file, start, c.GRAIN_MARKER.size, "grain marker"))
     require(sector * c.SECTOR == guest, f"the grain at {start} says sector {sector}, not {guest // c.SECTOR}")
     data = start + c.GRAIN_MARKER.size
-    require(0 < stored <= file.size - data, f"the grain at {start} is cut short")
-    # An encoder that makes more than this of one grain is no deflate; it bounds a read.
-    require(stored <= 2 * header.grain_size * c.SECTOR + c.SECTOR, f"the grain at {start} is too large")
-    return Packed(guest, min(header.grain_size * c.SECTOR, header.capacity * c.SECTOR - guest), data, stored)
+    unit = header.grain_size * c.SECTOR
+    # Twice the grain is far above deflate's worst case; the bound keeps reads small.
+    require(0 < stored <= 2 * unit + c.SECTOR, f"the grain at {start} has {stored} encoded bytes")
+    grain = Packed(guest, min(unit, header.capacity * c.SECTOR - guest), data, stored)
+    require(data + _padded(grain) <= file.size, f"the grain at {start} is cut short")
+    return grain
+
+
+def _padded(grain: Packed) -> int:
+    """Bytes from the grain's stream to the end of its last sector."""
+    return -(-(c.GRAIN_MARKER.size + grain.stored) // c.SECTOR) * c.SECTOR - c.GRAIN_MARKER.size
