@@ -12,7 +12,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml scripts/install
 	scripts/install
 
-test: lint
+test: lint image
 	scripts/install-packages test
 	scripts/test
 
@@ -26,7 +26,7 @@ image: install
 
 demo: image
 	scripts/install-packages corpus
-	scripts/demo
+	.venv/bin/python scripts/demo
 
 corpus: install
 	scripts/install-packages corpus
@@ -40,4 +40,5 @@ fuzz: install
 	scripts/fuzz
 
 clean:
+	-scripts/podman-run --forget
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
