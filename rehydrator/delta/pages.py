@@ -28,7 +28,10 @@ _MAX_SPACES = 1 << 23
 
 
 class PageIndex:
-    """Pages of any number of spaces, and matches of other files against them."""
+    """Pages of any number of spaces, and matches of other files against them.
+
+    When all spaces are added, several threads may match at once.
+    """
 
     def __init__(self) -> None:
         self.readers: dict[int, Reader] = {}

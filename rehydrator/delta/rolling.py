@@ -71,9 +71,10 @@ class SumSet:
         first = np.flatnonzero(self._probe(sums))
         return first[np.flatnonzero(self._probe(sums[first] * _SPREAD))]
 
-    def _probe(self, sums: Sums) -> Bytes:
+    def _probe(self, sums: Sums) -> NDArray[np.bool_]:
         slot = sums >> self._shift
-        return self._bits.take((slot >> np.uint32(3)).astype(np.intp)) & _bit(slot)
+        held: Bytes = self._bits.take((slot >> np.uint32(3)).astype(np.intp)) & _bit(slot)
+        return held.astype(np.bool_)
 
 
 def _bit(slot: Sums) -> Bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rehydrator.delta.window import equal_runs
 from tests.unit.test_delta import BASE, OTHER, PAGE, Sparse, explained, index, literal, noise
 
 if TYPE_CHECKING:
@@ -70,6 +71,19 @@ def test_edited_long_files_come_back_and_cost_their_edits(steps: list[Edit]) -> 
     """A copy ends at most two pages from an edit: each costs its own bytes and three seams."""
     ops = explained(index(LONG, SECOND), all_edits(LONG, steps))
     assert literal(ops) <= sum(length + 3 * 2 * PAGE for _, _, length, _ in steps)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 3000), st.sets(st.integers(0, 3000), max_size=30), st.sampled_from([64, 128, 512]))
+def test_equal_runs_are_those_that_counting_finds(size: int, places: set[int], shortest: int) -> None:
+    """The quick look before comparing every byte never hides a run."""
+    differ = sorted(at for at in places if at < size)
+    ours = noise(size)
+    theirs = bytearray(ours)
+    for at in differ:
+        theirs[at] ^= 1
+    runs = [(low + 1, high) for low, high in pairwise([-1, *differ, size]) if high - low > shortest]
+    assert equal_runs(ours, bytes(theirs), shortest) == runs
 
 
 @settings(max_examples=60, deadline=None)

@@ -317,6 +317,30 @@ def colliding_bytes() -> list[list[int]]:
     return found
 
 
+def test_checksums_that_always_hit_waste_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data made to pass the checksums at every byte is hashed at 256 places a block at most."""
+    known, new = index(noise(PAGE)), noise(MIB, 2)
+    calls = 0
+
+    def counting(page: bytes) -> int:
+        nonlocal calls
+        calls += 1
+        return 0
+
+    monkeypatch.setattr(pages, "xxh3_64_intdigest", counting)
+    monkeypatch.setattr(rolling.SumSet, "positions", lambda _, sums: np.arange(len(sums)))
+    assert literal(explained(known, new, None)) == len(new)
+    assert calls <= MIB // PAGE + MIB // 512 + MIB // rolling.BLOCK * 256
+
+
+def test_repeating_data_is_found_at_any_phase() -> None:
+    """Where every byte has a candidate, a few are enough."""
+    pattern = noise(24) * 2000
+    disk = noise(PAGE, 2) + pattern + noise(PAGE, 3)
+    target = noise(333, 4) + pattern[5:-100] + noise(333, 5) + pattern[7:-50]
+    assert literal(explained(index(disk), target, None)) == 666
+
+
 def test_rolling_sums_are_page_sums() -> None:
     """The checksum of a window is that of the page with the same bytes."""
     data = np.frombuffer(noise(PAGE + 999), np.uint8)
