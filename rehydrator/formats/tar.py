@@ -45,7 +45,7 @@ Records = dict[bytes, bytes]
 
 # A release's tar has a handful of members; one with more is a file tree, not a disk.
 MAX_MEMBERS = 1 << 14
-MAX_RECORDS = 16 << 20
+MAX_RECORDS = 4 << 20
 MAX_DISK = 64 << 40
 _MAX_DIGITS = 20
 
