@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from rehydrator.core.errors import HostileInput, Unexplained
-from rehydrator.formats import raw, tar, vhd, vhdx, vmdk
+from rehydrator.formats import qcow2, raw, tar, vhd, vhdx, vmdk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,7 @@ FORMATS: tuple[Format, ...] = (
     Format("vhd", vhd.recognise, vhd.explain),
     Format("tar", tar.recognise, tar.explain),
     Format("vmdk", vmdk.recognise, vmdk.explain),
+    Format("qcow2", qcow2.recognise, qcow2.explain),
     Format("raw", raw.recognise, raw.explain),
 )
 
