@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _READ = 1 << 20
 _SPACE_SHIFT = 40
 _MAX_SPACES = 1 << 23
+# Disks may claim any size; what lies behind 4 PiB is not indexed.
+_MAX_PAGES = 1 << _SPACE_SHIFT
 
 
 class PageIndex:
@@ -55,7 +57,7 @@ class PageIndex:
         if space in self.readers or not 0 <= space < _MAX_SPACES:
             raise ValueError(f"space {space} cannot be added")
         self.readers[space] = reader
-        whole = reader.size // PAGE * PAGE
+        whole = min(reader.size // PAGE, _MAX_PAGES) * PAGE
         for start, end in covered(reader, PAGE):
             for offset in range(start, min(end, whole), _READ):
                 data = reader.pread(offset, min(_READ, min(end, whole) - offset))

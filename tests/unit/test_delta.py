@@ -389,6 +389,14 @@ def test_huge_sparse_target_is_not_read() -> None:
     assert sum(op.length for op in ops) == target.size
 
 
+def test_base_beyond_every_limit_is_left_alone() -> None:
+    """Data of a disk that claims 2^60 bytes is not indexed where places have no room for it."""
+    page = noise(PAGE)
+    assert len(index(Huge(1 << 60, 1 << 52, page))) == 0
+    known = index(Huge(1 << 60, (1 << 52) - PAGE, page))
+    assert explained(known, page, None) == [Copy(PAGE, BASE, (1 << 52) - PAGE)]
+
+
 def test_page_costs_at_most_32_bytes() -> None:
     """The arrays of the index, checksum set included, come to 32 bytes a page at most."""
     known = index(noise(8 * MIB))
