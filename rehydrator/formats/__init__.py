@@ -25,11 +25,11 @@ class Format(NamedTuple):
 # Read top to bottom; the first that recognises a file explains it. Raw comes last: any disk
 # with a partition table or a file system is raw, and so the others must have had their say.
 FORMATS: tuple[Format, ...] = (
+    Format("qcow2", qcow2.recognise, qcow2.explain),
+    Format("vmdk", vmdk.recognise, vmdk.explain),
     Format("vhdx", vhdx.recognise, vhdx.explain),
     Format("vhd", vhd.recognise, vhd.explain),
     Format("tar", tar.recognise, tar.explain),
-    Format("vmdk", vmdk.recognise, vmdk.explain),
-    Format("qcow2", qcow2.recognise, qcow2.explain),
     Format("raw", raw.recognise, raw.explain),
 )
 

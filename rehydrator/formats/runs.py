@@ -1,5 +1,5 @@
 """What formats with tables of integers and whole blocks share: arithmetic runs in a table,
-and extents cut down to the parts that a sparse file really holds.
+blocks that must not overlap, extents cut down to the parts that a sparse file really holds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 from rehydrator.core.ops import Series
 from rehydrator.core.reader import data_spans
-from rehydrator.formats.explanation import Extent
+from rehydrator.formats.explanation import Extent, require
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rehydrator.core.reader import Reader
     from rehydrator.formats.explanation import OpsBuilder
 
+    Places = NDArray[np.int64]
     Integers = NDArray[np.unsignedinteger[Any]]
 
 # A series splits the literal around it in two: some 20 bytes of recipe before compression.
@@ -46,6 +47,13 @@ def present(file: Reader, extents: Iterable[Extent]) -> list[Extent]:
     spans = list(data_spans(file))
     starts = [start for start, _ in spans]
     return [part for extent in extents for part in _cut(extent, spans, starts)]
+
+
+def refuse_overlaps(starts: Places, ends: Places, size: int) -> None:
+    """Raise Unexplained unless the blocks [start, end) are disjoint and end within `size`."""
+    order = np.argsort(starts)
+    require(bool((ends <= size).all()), "a block lies outside of the file")
+    require(bool((starts[order][1:] >= ends[order][:-1]).all()), "two blocks overlap")
 
 
 def _cut(extent: Extent, spans: list[tuple[int, int]], starts: list[int]) -> Iterator[Extent]:

@@ -9,7 +9,7 @@ with 7.2: a cleared bitmap changes nothing), while the specification calls such 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,13 +25,15 @@ from rehydrator.formats.explanation import (
     refuse_short,
     require,
 )
-from rehydrator.formats.runs import add_runs, present
+from rehydrator.formats.runs import add_runs, present, refuse_overlaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rehydrator.core.reader import Reader
     from rehydrator.formats.explanation import Each
+
+    Entries = np.ndarray[Any, np.dtype[np.uint32]]
 
 
 def recognise(file: Reader) -> bool:
@@ -114,7 +116,7 @@ def _read_header(file: Reader, offset: int) -> c.Header:
     return header
 
 
-def _read_table(file: Reader, header: c.Header) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+def _read_table(file: Reader, header: c.Header) -> Entries:
     """The block allocation table with its padding to a whole sector, as far as the file goes."""
     exact = 4 * header.max_table_entries
     padded = -(-exact // c.SECTOR) * c.SECTOR
@@ -123,18 +125,13 @@ def _read_table(file: Reader, header: c.Header) -> np.ndarray[tuple[int], np.dty
     return np.frombuffer(raw, ">u4").astype(np.uint32)
 
 
-def _blocks(
-    file: Reader, table: np.ndarray[tuple[int], np.dtype[np.uint32]], block: int, size: int
-) -> Iterator[Extent]:
+def _blocks(file: Reader, table: Entries, block: int, size: int) -> Iterator[Extent]:
     """Where the data of each allocated block lies; the last is cut at the end of the disk."""
     numbers = np.flatnonzero(table != c.UNUSED)
     places = table[numbers].astype(np.int64) * c.SECTOR
     bitmap = c.bitmap_size(block)
     lengths = np.minimum(block, size - numbers * block)
-    ends = places + bitmap + lengths
-    order = np.argsort(places)
-    require(bool((ends <= file.size).all()), "a block lies outside of the file")
-    require(bool((places[order][1:] >= ends[order][:-1]).all()), "two blocks overlap")
+    refuse_overlaps(places, places + bitmap + lengths, file.size)
     for number, place, length in zip(numbers.tolist(), places.tolist(), lengths.tolist(), strict=True):
         yield Extent(number * block, length, place + bitmap)
 

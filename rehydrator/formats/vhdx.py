@@ -25,7 +25,7 @@ from rehydrator.formats.explanation import (
     refuse_short,
     require,
 )
-from rehydrator.formats.runs import add_runs, present
+from rehydrator.formats.runs import add_runs, present, refuse_overlaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,14 +70,10 @@ def explain(file: Reader, each: Each = map) -> Explanation:
     require(header.log_id == c.NO_LOG, "a dirty log, which must be replayed first")
     regions = _regions(file)
     disk = _disk(file, regions[c.METADATA])
-    bat = regions[c.BAT]
-    require(disk.entries <= MAX_EXTENTS, f"a BAT of {disk.entries} entries")
-    require(8 * disk.entries <= bat.length, f"{disk.size} bytes do not fit the BAT")
-    raw = refuse_short(file, bat.offset, 8 * disk.entries, "the BAT")
-    table = np.frombuffer(raw, "<u8").astype(np.uint64)
-    ops = OpsBuilder(file.size)
-    add_runs(ops, bat.offset, table, "little")
+    table = _read_table(file, regions[c.BAT], disk)
     extents = list(_blocks(file, table, disk))
+    ops = OpsBuilder(file.size)
+    add_runs(ops, regions[c.BAT].offset, table, "little")
     for extent in extents:
         ops.add(extent.file, Copy(extent.length, GUEST, extent.guest))
     guest = GuestReader(file, disk.size, present(file, extents))
@@ -173,6 +169,13 @@ def _item(file: Reader, region: c.Region, items: dict[bytes, c.Item], wanted: by
     return int.from_bytes(refuse_short(file, region.offset + item.offset, length, "metadata"), "little")
 
 
+def _read_table(file: Reader, region: c.Region, disk: _Disk) -> Entries:
+    require(disk.entries <= MAX_EXTENTS, f"a BAT of {disk.entries} entries")
+    require(8 * disk.entries <= region.length, f"{disk.size} bytes do not fit the BAT")
+    raw = refuse_short(file, region.offset, 8 * disk.entries, "the BAT")
+    return np.frombuffer(raw, "<u8").astype(np.uint64)
+
+
 def _blocks(file: Reader, table: Entries, disk: _Disk) -> Iterator[Extent]:
     """Where each payload block that is fully present lies; the last is cut at the disk's end."""
     numbers = np.arange(disk.blocks, dtype=np.int64)
@@ -182,13 +185,10 @@ def _blocks(file: Reader, table: Entries, disk: _Disk) -> Iterator[Extent]:
     require(not unknown.any(), f"a block of state {states[unknown][:1].tolist()}")
     numbers = numbers[states == c.PRESENT]
     megabytes = (entries[states == c.PRESENT] >> np.uint64(20)).astype(np.int64)
-    lengths = np.minimum(disk.block, disk.size - numbers * disk.block)
-    ends = megabytes * c.MIB + lengths
     require(bool((megabytes > 0).all()), "a block lies in the headers")
     require(bool((megabytes <= file.size // c.MIB).all()), "a block lies outside of the file")
-    require(bool((ends <= file.size).all()), "a block lies outside of the file")
-    order = np.argsort(ends)
     starts = megabytes * c.MIB
-    require(bool((starts[order][1:] >= ends[order][:-1]).all()), "two blocks overlap")
+    lengths = np.minimum(disk.block, disk.size - numbers * disk.block)
+    refuse_overlaps(starts, starts + lengths, file.size)
     for number, start, length in zip(numbers.tolist(), starts.tolist(), lengths.tolist(), strict=True):
         yield Extent(number * disk.block, length, start)
