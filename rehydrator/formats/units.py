@@ -64,7 +64,8 @@ def reproduce(
     `plain` gives what a unit's encoder was fed, exactly as the `Encode` op will feed it (a
     last unit continued by zeros); `packed` gives the encoded bytes without header or padding.
     Both are called from the threads of `each`, `plain` at least once for every unit: what it
-    raises for a damaged one comes out here.
+    raises for a damaged one comes out here. Units that several encoders give are given to the
+    one that most units have, so that runs stay whole.
     """
     encoders: list[tuple[str, Params]] = []
     chosen = [-1] * len(units)
@@ -84,6 +85,11 @@ def reproduce(
         left = missed
         if not left or not more:
             break
+    if len(encoders) > 1:
+        favourite = max(range(len(encoders)), key=chosen.count)
+        others = [k for k, choice in enumerate(chosen) if choice not in (favourite, -1)]
+        for k, hit in _hits(units, others, _trial([encoders[favourite]], plain, packed), each):
+            chosen[k] = favourite if hit == 0 else chosen[k]
     return _in_order_of_use(encoders, chosen)
 
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 MAX_DESCRIPTOR = 1 << 20
 MAX_GRAIN = 16 << 20
 MAX_TABLES = 1 << 16  # of 512 grains of 64 KiB: 2 TiB, the largest hosted sparse extent
+_TABLES_AT_ONCE = 1024  # the prediction of one entry takes some 100 bytes of memory
 _MAX_ENTRIES = 512  # per table: the technical note's number, and the most that qemu takes
 
 # Deflate streams are decoded alike whatever wrote them.
@@ -248,14 +249,16 @@ def _explain(
 
 def _explain_tables(tables: _Tables, rows: UnitRows, header: c.Header, ops: OpsBuilder) -> None:
     add_runs(ops, tables.at, tables.directory, "little")
-    per_table = header.entries_per_table
-    unit, done = header.grain_size * c.SECTOR, 0
+    unit, per_table = header.grain_size * c.SECTOR, header.entries_per_table
+    done = 0
     for start, count in _neighbours(tables.starts, per_table * c.ENTRY):
-        if start:
-            raw = tables.entries[done : done + count * per_table].tobytes()
-            for at, op in rows.offsets(_GRAIN_OFFSETS, 0, start, done * unit, raw):
-                ops.add(at, op)
-        done += count * per_table
+        for skipped in range(0, count if start else 0, _TABLES_AT_ONCE):
+            first = (done + skipped) * per_table
+            entries = tables.entries[first : first + min(_TABLES_AT_ONCE, count - skipped) * per_table]
+            at = start + skipped * per_table * c.ENTRY
+            for place, op in rows.offsets(_GRAIN_OFFSETS, 0, at, first * unit, entries.tobytes()):
+                ops.add(place, op)
+        done += count
 
 
 def _plain(file: Reader, header: c.Header, grains: _Grains, ops: OpsBuilder) -> tuple[UnitRows, GuestReader]:

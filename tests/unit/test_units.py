@@ -86,6 +86,17 @@ def test_trivial_units_do_not_hide_the_level() -> None:
     assert chosen == [0] * 40
 
 
+def test_trivial_samples_do_not_split_runs() -> None:
+    """All 16 samples look alike from two levels: the level that is found for the rest later
+    takes them over."""
+    count = 16 * 10 + 1 - 10
+    sampled = {k * (count - 1) // 15 for k in range(16)}
+    guest = b"".join(b"\7" * UNIT if k in sampled else block for k, block in enumerate(blocks(text(count))))
+    encoders, chosen = found(guest, [zlib.compress(block, 9) for block in blocks(guest)])
+    assert encoders == [("zlib", (("level", 9), ("memlevel", 8), ("wbits", 15)))]
+    assert chosen == [0] * count
+
+
 def test_zlib_ng_is_told_from_zlib() -> None:
     """The same level of the two libraries gives other bytes."""
     guest = text(20)
