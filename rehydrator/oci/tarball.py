@@ -224,7 +224,7 @@ def _octal(raw: bytes, what: str) -> int:
     if not digits:
         return 0
     if digits.strip(b"01234567"):
-        raise HostileInput(f"{what}: {raw!r} is no octal number")
+        raise HostileInput(f"{what}: not a tar archive, or damaged ({raw!r} is no octal number)")
     return int(digits, 8)
 
 
