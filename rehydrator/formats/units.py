@@ -39,7 +39,8 @@ _SAMPLES = 16
 _ROUNDS = 3
 _BATCH = 32  # units in one piece of work
 _WINDOW = 128  # pieces of work queued at a time
-_MAX_HOLE = 4096  # unstored units that one row spans; a larger hole starts another row
+_MAX_STEPS = (4096, 256, 16, 1)  # from one unit of a row to the next; a larger step starts another row
+_FREE_ENTRIES = 1 << 20  # entries that a size table may have whatever the number of units
 _MIN_PREDICTED = 8  # table entries below which an op costs more than the bytes it saves
 _MIN_ZEROS = 32
 
@@ -166,7 +167,7 @@ class UnitRows:
             raise Unexplained("two encoded units share bytes of the file")
         # Entries of the size table from unit k to unit k+1: 1, or more where a hole lies between.
         steps = (self._guests[1:] - self._guests[:-1]) // unit
-        self._same_row = (self._starts[1:] == ends[:-1]) & (steps >= 1) & (steps <= _MAX_HOLE)
+        self._same_row = (self._starts[1:] == ends[:-1]) & (steps >= 1) & (steps <= _largest_step(steps))
         steps = np.where(self._same_row, steps, 1)
         self._entries = np.concatenate(([0], np.cumsum(steps))).astype(np.int64)[: len(self._guests)]
         self._joined = np.append(self._same_row, False)
@@ -247,6 +248,15 @@ class UnitRows:
     def _row_of(self, entries: Integers) -> Integers:
         unit = np.searchsorted(self._entries, entries, "right") - 1
         return self._rows[np.maximum(unit, 0)]
+
+
+def _largest_step(steps: Integers) -> int:
+    """The largest step within a row that leaves the size table below four entries for a unit:
+    readers hold the table in memory."""
+    limit = max(_FREE_ENTRIES, 4 * len(steps))
+    return next(
+        most for most in _MAX_STEPS if most == 1 or int(steps[(steps >= 1) & (steps <= most)].sum()) <= limit
+    )
 
 
 def _values(rule: OffsetRule, starts: Integers, sizes: Integers) -> Unsigned:

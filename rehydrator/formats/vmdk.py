@@ -64,8 +64,8 @@ _GRAIN_FRAMING = Framing(
     c.SECTOR,
 )
 
-_EXTENT = re.compile(r"^\s*(?:RW|RDONLY|NOACCESS)\s+\d+\s+(\w+)", re.IGNORECASE | re.MULTILINE)
-_ENTRY = re.compile(r"^\s*(\w+)\s*=\s*\"?([^\"\r\n]*)", re.MULTILINE)
+_EXTENT = re.compile(r"^[ \t]*(?:RW|RDONLY|NOACCESS)[ \t]+\d+[ \t]+(\w+)", re.IGNORECASE | re.MULTILINE)
+_ENTRY = re.compile(r"^[ \t]*(\w+)[ \t]*=[ \t]*\"?([^\"\r\n]*)", re.MULTILINE)
 
 
 def recognise(file: Reader) -> bool:

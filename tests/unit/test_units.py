@@ -236,6 +236,15 @@ def test_interleaved_rows_keep_their_entries_apart() -> None:
     check_tables([*range(0, 300, 2), *range(21, 40, 2)], {}, 300, SECTORS)
 
 
+def test_size_tables_stay_in_proportion() -> None:
+    """Holes that would make a table of far more entries than units start new rows instead."""
+    for step, entries in ((1, 5000), (2, 9999), (200, 199 * 5000 + 4801), (300, 5000), (4097, 5000)):
+        guests = [k * step * UNIT for k in range(5000)]
+        rows = UnitRows(guests, [k * 512 for k in range(5000)], [512] * 5000, UNIT, 512)
+        assert len(rows.table_bytes) == entries
+        assert len(list(rows.encodes([0] * 5000))) == (1 if entries > 5000 or step == 1 else 5000)
+
+
 def test_a_foreign_entry_is_left_to_the_caller() -> None:
     """Entries that the rule does not predict split the table, and nothing else."""
     sizes = [512] * 100

@@ -364,6 +364,15 @@ def test_a_damaged_grain_is_never_left_for_the_guest_reader() -> None:
         explained(bytes(file))
 
 
+@pytest.mark.parametrize("filler", [b"\n", b" ", b"a", b"RW ", b"1", b"a\n\n=", b"\r"])
+def test_a_hostile_descriptor_takes_no_time(filler: bytes) -> None:
+    """A megabyte of what a pattern could stumble over: the test ends."""
+    file = patched(IN_PLACE, 36, U64(2048)) + filler * (1 << 20)
+    file = patched(file, 28, U64(len(IN_PLACE) // SECTOR))
+    with pytest.raises(Unexplained, match="create type ''"):
+        explained(file)
+
+
 def test_encodes_have_no_gap() -> None:
     """A disk in order is one Encode from the first grain to the last."""
     ops = explained(IN_PLACE).ops
