@@ -109,20 +109,21 @@ def _item(number: int, block: bytes, recipe: Recipe) -> Item | None:
         return None
     if number in recipe.zero_allocated:
         return Item("zero", number, b"stale".ljust(len(block), b"\xee"))
-    if number in recipe.compressed:
-        return Item("packed", number, recipe.encode(block))
+    stored = recipe.encode(block) if number in recipe.compressed else block
+    if len(stored) < len(block):  # what does not become smaller is not compressed, as with qemu
+        return Item("packed", number, stored)
     return Item("data", number, block) if any(block) or recipe.preallocated else None
 
 
 def _place(items: list[Item], recipe: Recipe) -> Layout:
     cluster = 1 << recipe.cluster_bits
     made = Layout(bytearray(cluster))
+    shared = recipe.refcount_order >= 4  # narrower refcounts cannot count the units of a cluster
     before = ""
     for item in items:
-        if item.kind == "packed" and before != "packed":
-            made.file += bytes(-len(made.file) % cluster + recipe.odd)
-        elif item.kind != "packed":
+        if item.kind != "packed" or before != "packed" or not shared:
             made.file += bytes(-len(made.file) % cluster)
+            made.file += bytes(recipe.odd if item.kind == "packed" else 0)
         made.places[item.kind, item.number] = len(made.file)
         made.sizes[item.kind, item.number] = len(item.content)
         made.file += item.content
