@@ -6,6 +6,7 @@ import random
 import struct
 import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -371,6 +372,15 @@ def test_a_hostile_descriptor_takes_no_time(filler: bytes) -> None:
     file = patched(file, 28, U64(len(IN_PLACE) // SECTOR))
     with pytest.raises(Unexplained, match="create type ''"):
         explained(file)
+
+
+def test_threads_change_nothing() -> None:
+    """The explanation is the same whichever way the work is mapped."""
+    file = write(GUEST, replace(VMWARE, grain=16))
+    alone = explained(file)
+    with ThreadPoolExecutor(4) as pool:
+        together = vmdk.explain(BytesReader(file), pool.map)
+    assert (together.ops, together.rules, together.sizes) == (alone.ops, alone.rules, alone.sizes)
 
 
 def test_encodes_have_no_gap() -> None:
