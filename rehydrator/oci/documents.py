@@ -154,7 +154,7 @@ def parse_manifest(data: bytes, media_type: str, where: str) -> Manifest:
     if "manifests" in fields or not {"config", "layers"} <= fields.keys():
         raise HostileInput(f"{where}: not an image manifest")
     if media_type not in {"", MANIFEST, DOCKER_MANIFEST}:
-        raise HostileInput(f"{where}: an image manifest, yet said to be {media_type:.80}")
+        raise HostileInput(f"{where}: an image manifest, yet said to be {media_type!r:.80}")
     layers = _list(fields["layers"], f"{where}: layers")
     if len(layers) > MAX_LAYERS:
         raise HostileInput(f"{where}: {len(layers)} layers, above the limit of {MAX_LAYERS}")
@@ -174,7 +174,7 @@ def parse_index(data: bytes, media_type: str, where: str) -> tuple[Descriptor, .
     if "manifests" not in fields or fields.keys() & {"config", "layers"}:
         raise HostileInput(f"{where}: not an image index")
     if media_type not in {"", INDEX, DOCKER_INDEX}:
-        raise HostileInput(f"{where}: an image index, yet said to be {media_type:.80}")
+        raise HostileInput(f"{where}: an image index, yet said to be {media_type!r:.80}")
     items = _list(fields["manifests"], f"{where}: manifests")
     return tuple(parse_descriptor(item, f"{where}: manifest {n}") for n, item in enumerate(items))
 
@@ -195,6 +195,18 @@ def parse_config(data: bytes, where: str) -> Config:
         tuple(_object(item, f"{where}: history") for item in history),
         fields,
     )
+
+
+def encode(value: Json, where: str) -> bytes:
+    """The bytes of a document that we write.
+
+    Raises:
+        HostileInput: text taken over from elsewhere is not Unicode (a lone surrogate).
+    """
+    try:
+        return canonical_json.dumps(value)
+    except ValueError as error:
+        raise HostileInput(f"{where}: {error}") from None
 
 
 def read_document(reader: Reader, descriptor: Descriptor, where: str) -> bytes:
@@ -227,7 +239,7 @@ def _document(data: bytes, media_type: str, where: str) -> Object:
         raise HostileInput(f"{where}: schema version {fields.get('schemaVersion')!r:.20}, not 2")
     own = fields.get("mediaType", "")
     if own and media_type and own != media_type:
-        raise HostileInput(f"{where}: calls itself {own!r:.80}, yet said to be {media_type:.80}")
+        raise HostileInput(f"{where}: calls itself {own!r:.80}, yet said to be {media_type!r:.80}")
     return fields
 
 

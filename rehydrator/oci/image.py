@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
-from rehydrator.core import canonical_json
 from rehydrator.core.errors import HostileInput, LimitExceeded, UsageError
 from rehydrator.oci import tarball
 from rehydrator.oci.documents import (
@@ -23,6 +22,7 @@ from rehydrator.oci.documents import (
     Object,
     Platform,
     check_size,
+    encode,
 )
 from rehydrator.oci.stored_gzip import StoredGzipWriter
 from rehydrator.store.files import FileReader
@@ -228,7 +228,7 @@ def _history(runtime: Image | None) -> list[Json]:
 
 def _write_json(sink: BlobSink, media_type: str, value: Object) -> Descriptor:
     with sink.blob() as blob:
-        blob.write(canonical_json.dumps(value))
+        blob.write(encode(value, media_type))
     return blob.descriptor(media_type)
 
 

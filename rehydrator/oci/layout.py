@@ -32,6 +32,7 @@ from rehydrator.oci.documents import (
     REF_NAME,
     Descriptor,
     Object,
+    encode,
     is_index,
     parse_config,
     parse_descriptor,
@@ -331,14 +332,18 @@ class DirectoryStaging(Staging):
             entries = [*_kept_entries(self.target, self.tag), self._entry(self._image).to_json()]
             index: Object = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*entries]}
             self._place("index.json", canonical_json.dumps(index))
-        self._made = False
+        _sync_directory(self.target.parent)
         self.discard()
 
     def discard(self) -> None:
         super().discard()
-        if self._made:
-            with suppress(OSError):
-                self.target.rmdir()
+        # Half of a publication is no image. Who else stages in here, or has published, keeps it.
+        if (
+            self._made
+            and not any(self.target.glob(f"{_PREFIX}*"))
+            and not (self.target / "index.json").exists()
+        ):
+            shutil.rmtree(self.target, ignore_errors=True)
 
     def _place(self, name: str, data: bytes) -> None:
         _write_durably(self.directory / name, data)
@@ -449,6 +454,7 @@ def _kept_entries(target: Path, tag: str | None) -> list[Json]:
     assert isinstance(fields, dict)
     entries = fields["manifests"]
     assert isinstance(entries, list)
+    encode(entries, str(path))  # what cannot be written back is found before anything is staged
     return [entry for entry, item in zip(entries, parsed, strict=True) if item.tag != tag]
 
 

@@ -18,7 +18,7 @@ from rehydrator import host
 from rehydrator.core.errors import RegistryError, RehydratorError
 from rehydrator.oci import signature
 from rehydrator.oci.image import LayerFile, Options, write_image
-from rehydrator.oci.reference import open_bundle, open_image, parse, stage, verify_blobs
+from rehydrator.oci.reference import open_bundle, open_image, open_staged, parse, stage, verify_blobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -248,3 +248,32 @@ def test_what_a_program_says_is_printable() -> None:
     """Control characters in a program's words do not reach the terminal."""
     done = host.run(["sh", "-c", r"printf 'a\033[31mb\n' >&2; exit 3"], 60)
     assert (done.status, done.said) == (3, "a\N{REPLACEMENT CHARACTER}[31mb")
+
+
+@pytest.mark.parametrize("transport", ["oci", "oci-archive"])
+def test_a_killed_build_leaves_no_image(tmp_path: Path, transport: str) -> None:
+    """SIGKILL between seal() and publish(): another process can read what is staged, nothing
+    looks like an image, and the next build removes it.
+    """
+    reference = parse(f"{transport}:{tmp_path}/image:v1")
+    (tmp_path / "bundle.json").write_bytes(b"{}\n")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from rehydrator.oci.image import LayerFile, Options, write_image\n"
+        "from rehydrator.oci.reference import parse, stage\n"
+        "staging = stage(parse(sys.argv[1]))\n"
+        "groups = [[LayerFile('bundle/bundle.json', Path(sys.argv[2]))]]\n"
+        "staging.seal(write_image(staging, None, groups, Options()))\n"
+        "print(staging.directory, flush=True); sys.stdin.read()\n"
+    )
+    argv = [sys.executable, "-c", code, str(reference), str(tmp_path / "bundle.json")]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        staged = Path(child.stdout.readline().strip())
+        with open_staged(staged, tmp_path) as files:
+            assert files.open("bundle.json").pread(0, 3) == b"{}\n"
+        child.kill()
+    assert not list(tmp_path.rglob("index.json"))
+    assert not (tmp_path / "image").is_file()
+    stage(reference).discard()
+    assert not staged.exists()

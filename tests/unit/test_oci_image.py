@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -25,6 +26,7 @@ from rehydrator.core.errors import (
 )
 from rehydrator.oci import image as images
 from rehydrator.oci import layers
+from rehydrator.oci import layout as layout_module
 from rehydrator.oci.documents import LAYER, LAYER_GZIP, MANIFEST, Descriptor, Platform
 from rehydrator.oci.image import LayerFile, Options, write_image
 from rehydrator.oci.reference import (
@@ -256,6 +258,24 @@ def test_a_damaged_runtime_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "image").exists()
 
 
+def test_text_that_is_not_unicode(tmp_path: Path) -> None:
+    """A lone surrogate in a runtime's label, or in the index to be kept, is refused."""
+    runtime_layout(tmp_path / "runtime")
+
+    def configure(manifest: dict[str, Any]) -> None:
+        config = json.loads(blob(tmp_path / "runtime", manifest["config"]["digest"]).read_bytes())
+        config["config"] = {"Labels": {"base": "\ud800"}}
+        manifest["config"] |= put_json(tmp_path / "runtime", config)
+
+    rewrite(tmp_path / "runtime", configure)
+    with pytest.raises(HostileInput, match="surrogates not allowed"):
+        build(tmp_path, f"oci:{tmp_path}/image", None, f"oci:{tmp_path}/runtime")
+    index = json.loads((tmp_path / "runtime/index.json").read_bytes())
+    write_index(tmp_path / "runtime", [index["manifests"][0] | {"annotations": {"a": "\ud800"}}])
+    with pytest.raises(HostileInput, match="surrogates not allowed"):
+        stage(parse(f"oci:{tmp_path}/runtime:v2"))
+
+
 def test_a_runtime_for_another_platform(tmp_path: Path) -> None:
     """Asking for a platform that the runtime is not for is a mistake."""
     runtime_layout(tmp_path / "runtime")
@@ -329,6 +349,20 @@ def test_what_is_not_published_is_gone(tmp_path: Path, text: str) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_half_a_publication_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If publish() fails before the index is in place, a layout that it made is gone."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    staging = stage(parse(f"oci:{tmp_path}/image:v1"))
+    sealed(staging, tmp_path)
+    monkeypatch.setattr(layout_module, "_write_durably", full)
+    with pytest.raises(OSError, match="No space left"), staging:
+        staging.publish()
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
@@ -738,7 +772,7 @@ def test_a_manifest_said_to_be_an_index(layout: Path, tmp_path: Path) -> None:
     entry = json.loads((layout / "index.json").read_bytes())["manifests"][0]
     for wrong in ("application/vnd.oci.image.index.v1+json", "text/plain"):
         write_index(layout, [entry | {"mediaType": wrong}])
-        with pytest.raises(HostileInput, match=r"not an image index|yet said to be text/plain"):
+        with pytest.raises(HostileInput, match=r"not an image index|yet said to be 'text/plain'"):
             read_all(f"oci:{layout}", tmp_path)
 
 
