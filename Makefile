@@ -26,7 +26,7 @@ image: install
 
 demo: image
 	scripts/install-packages corpus
-	.venv/bin/python scripts/demo
+	scripts/demo
 
 corpus: install
 	scripts/install-packages corpus
