@@ -47,6 +47,8 @@ Unsigned = np.ndarray[Any, np.dtype[np.uint64]]
 
 # Entries of all L2 tables together: 128 MiB, or 1 TiB of mapped clusters of 64 KiB.
 _MAX_L2_ENTRIES = 16 << 20
+# Bytes of all refcount blocks together: 4 TiB of clusters of 64 KiB with 16-bit refcounts.
+_MAX_REFCOUNTS = 128 << 20
 _BATCH = 64  # compressed clusters in one piece of work
 
 
@@ -266,6 +268,8 @@ def _add_refcounts(ops: OpsBuilder, file: Reader, image: _Image) -> Integers:
     places = _places(image, table, c.REFTABLE_OFFSET_MASK, "a refcount block")
     places = np.asarray(places[places != 0], np.int64)
     require(len(np.unique(places)) == len(places), "a refcount block that stands for two parts of the file")
+    total = len(places) * image.cluster
+    require(total <= _MAX_REFCOUNTS, f"refcount blocks of {total} bytes")
     add_runs(ops, image.reftable_offset, table, "big")
     width = max(1, (1 << image.refcount_order) // 8)
     for place in places.tolist():

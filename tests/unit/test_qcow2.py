@@ -344,6 +344,21 @@ def test_tables_that_lie_are_declined(why: str) -> None:
     assert why in refused(patched(IMAGE, *TABLES[why]))
 
 
+def crowded(entry: int, count: int) -> bytes:
+    """`count` table entries that name one cluster of `entry` bytes after the other."""
+    return b"".join(number(entry * (k + 1)) for k in range(count))
+
+
+def test_tables_without_measure_are_declined_unread() -> None:
+    """A sparse file of terabytes can hold them: they are counted before they are read."""
+    made = make.layout(disk(20, 9), Recipe(cluster_bits=9))
+    data = bytes(made.file).ljust(1 << 20, b"\0")
+    many = patched(data, L1_SIZE, number(32769 * 8, 4) + number(1 << 20)) + crowded(512, 32769 * 8)
+    assert "more than 16777216 L2 entries" in refused(many)
+    many = patched(data, REFTABLE_OFFSET, number(1 << 20) + number(4097, 4)) + crowded(512, 4097 * 64)
+    assert "refcount blocks of 134250496 bytes" in refused(many)
+
+
 def test_a_table_that_two_entries_name_is_declined() -> None:
     """One L2 table for two parts of the disk, and one refcount block for two of the file."""
     made = make.layout(disk(100, 9), Recipe(cluster_bits=9))
