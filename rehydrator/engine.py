@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-DEFAULT_CACHE = 160 << 20
+DEFAULT_CACHE = 96 << 20
 _MAX_TABLE = 256 << 20
 
 

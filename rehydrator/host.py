@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -75,3 +76,17 @@ def run(argv: Sequence[str], timeout: float, cwd: Path | None = None, stdin: byt
 def _printable(stderr: bytes) -> str:
     text = stderr[-_SAID:].decode(errors="replace").strip()
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def one_arena() -> None:
+    """Let all threads allocate from one arena, where the C library can be told so.
+
+    glibc gives each thread an arena of its own, and frames of 16 MiB that one thread frees
+    stay with it. Measured, openstack of the os release: 415 to 458 MB of memory without,
+    231 to 263 MB with one arena, and half the system time.
+    """
+    import ctypes
+
+    arena_max = -8
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(arena_max, 1)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 BLOCK = 4 << 20
 _AHEAD = 3
+_MAX_WORKERS = 24
 _ZEROS = memoryview(bytes(1 << 20))
 _MAX_IOV = 1000
 _TEMPORARY = ".rehydrator-"
@@ -52,8 +53,13 @@ class Sink(Protocol):
 
 
 def blocks(machine: Machine, space: int, jobs: int) -> Iterator[list[Piece]]:
-    """The pieces of a space, block by block, in order; at most `jobs` blocks are made at once
-    and few more wait, so that memory does not grow with the image."""
+    """The pieces of a space, block by block, in order; few blocks are made at once and few
+    more wait, so that memory does not grow with the image.
+
+    Four blocks come from one frame, and all but one of their workers wait for it; so there
+    are twice as many workers as `jobs`, for the next frame to be decoded meanwhile.
+    """
+    workers = min(2 * jobs, _MAX_WORKERS)
     size = machine.space(space).size
     waiting: deque[Future[list[Piece]]] = deque()
     offsets = iter(range(0, size, BLOCK))
@@ -61,11 +67,11 @@ def blocks(machine: Machine, space: int, jobs: int) -> Iterator[list[Piece]]:
     def make(offset: int) -> list[Piece]:
         return list(machine.pieces(space, offset, min(BLOCK, size - offset)))
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         try:
             for offset in offsets:
                 waiting.append(pool.submit(make, offset))
-                if len(waiting) > jobs + _AHEAD:
+                if len(waiting) > workers + _AHEAD:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

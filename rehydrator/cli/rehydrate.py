@@ -56,6 +56,7 @@ def command(
     A file in DEST gets its name when its digest was verified, not before. Several images on
     standard output are a tar archive.
     """
+    from rehydrator import host
     from rehydrator.bundle.rehydrate import Options
     from rehydrator.bundle.selection import select
 
@@ -63,6 +64,7 @@ def command(
         raise UsageError("name what to rehydrate: --disk PLATFORM, --file NAME, --iso, --pxe or --all")
     if dest == "-" and sys.stdout.isatty():
         raise UsageError("standard output is a terminal; redirect it to a file or a pipe")
+    host.one_arena()
     with opened(bundle_reference, None, key, tmpdir) as bundle:
         artifacts = select(bundle.manifest.artifacts(), **wanted, host_arch=host_arch)
         if dest == "-":

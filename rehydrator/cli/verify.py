@@ -57,8 +57,10 @@ def command(
     as_json: bool,
 ) -> int:
     """Check every digest of a bundle, and with --key its signature."""
+    from rehydrator import host
     from rehydrator.oci.reference import open_bundle, open_staged, verify_blobs
 
+    host.one_arena()
     findings = []
     if staged:
         opening = open_staged(staged, scratch(tmpdir))
