@@ -1,8 +1,6 @@
 """`python -m rehydrator`."""
 
-import sys
-
-from rehydrator.cli import main
+from rehydrator.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -13,6 +13,7 @@ proven it and moved it into an image.
 from __future__ import annotations
 
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -135,7 +136,7 @@ class Builder:
         Raises:
             RehydratorError: see the intake; nothing outside of the work directory was written.
         """
-        with ThreadPoolExecutor(self._options.jobs) as pool:
+        with _workers(self._options.jobs) as pool:
             sources, document = self._take_in(pool)
             disks = [self._explain(source, pool) for source in sources]
             try:
@@ -147,7 +148,7 @@ class Builder:
 
     def plan(self) -> list[dict[str, Any]]:
         """What a build would do, without writing a bundle: every file and its rung."""
-        with ThreadPoolExecutor(self._options.jobs) as pool:
+        with _workers(self._options.jobs) as pool:
             sources, _ = self._take_in(pool)
             disks = [self._explain(source, pool) for source in sources]
             self._survey(disks, pool)
@@ -513,6 +514,19 @@ class Builder:
             )
             for name, params in used
         )
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[Executor]:
+    """A pool of threads; after an error what waits is dropped, and what runs (a frame at level
+    19 takes seconds) is not waited for."""
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _only_arch(files: Sequence[Path]) -> str:

@@ -3,6 +3,7 @@ to stderr; errors become exit codes and JSON here and nowhere else."""
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from rehydrator import __version__
-from rehydrator.core.errors import Interrupted, RehydratorError, UsageError
+from rehydrator.core.errors import Interrupted, LimitExceeded, RehydratorError, UsageError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         _silence_stdout()
         return 1
     except (OSError, MemoryError) as error:
-        return fail(RehydratorError(describe(error)), as_json)
+        return fail(_from_system(error), as_json)
     return result if isinstance(result, int) else 0
 
 
@@ -86,6 +87,24 @@ def fail(error: RehydratorError, as_json: bool) -> int:
     else:
         click.echo(f"rehydrator: {printable(str(error))}", err=True)
     return error.exit_code
+
+
+def program() -> NoReturn:
+    """The console script."""
+    code = main()
+    if code == Interrupted.exit_code:
+        # Threads may be in the middle of seconds of compression; nobody waits for them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _from_system(error: OSError | MemoryError) -> RehydratorError:
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    if full or isinstance(error, MemoryError):
+        return LimitExceeded(f"{describe(error)}; free some, or name another place with --tmpdir")
+    return RehydratorError(describe(error))
 
 
 def describe(error: OSError | MemoryError) -> str:

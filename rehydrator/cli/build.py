@@ -158,6 +158,8 @@ def _work(place: Path) -> Iterator[Path]:
     try:
         yield work
     finally:
+        # Twice: a thread that was not waited for may add a last file to the first round.
+        shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
 
 
