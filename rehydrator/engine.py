@@ -13,6 +13,7 @@ number of bytes; a piece keeps its frame alive only as long as the caller holds 
 from __future__ import annotations
 
 import threading
+from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from concurrent.futures import Future
@@ -30,13 +31,21 @@ from rehydrator.core.recipe import output_offsets, unpack_integers
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
-    from rehydrator.core.ops import Decode, EncodeRule, Framing, Op, Rules
+    from rehydrator.core.ops import Decode, EncodeRule, Framing, Op, Rules, SizeTable
     from rehydrator.core.reader import Reader
 
 T = TypeVar("T")
 
 DEFAULT_CACHE = 96 << 20
-_MAX_TABLE = 256 << 20
+_MAX_UNITS = 4 << 20
+_TABLES_HELD = 4
+_MAX_SUM = 1 << 60
+
+# What an entry of the cache costs beside its bytes (a Future, measured: 1.1 KB).
+_ENTRY = 2048
+
+# Pieces below this are joined: a piece costs 200 bytes, and a hostile recipe may have one a byte.
+_SMALL = 4096
 
 
 class Zeros(NamedTuple):
@@ -87,7 +96,7 @@ class Cache:
             raise
         entry.set_result(value)
         with self._lock:
-            self._held += len(value)
+            self._held += len(value) + _ENTRY
             self._evict()
         return value
 
@@ -98,7 +107,7 @@ class Cache:
             entry = self._entries[key]
             if entry.done():
                 del self._entries[key]
-                self._held -= len(entry.result())
+                self._held -= len(entry.result()) + _ENTRY
 
 
 class Machine:
@@ -107,7 +116,8 @@ class Machine:
     def __init__(self, spaces: Mapping[int, Space], rules: Rules, cache: Cache | None = None) -> None:
         self.spaces, self.rules = spaces, rules
         self.cache = cache or Cache(DEFAULT_CACHE)
-        self._ends: dict[int, list[int]] = {}
+        self._ends: OrderedDict[int, array[int]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def space(self, number: int) -> Space:
         """Space `number`; HostileInput where there is none."""
@@ -141,20 +151,34 @@ class Machine:
             return iter((memoryview(self._offsets(op, offset, length)),))
         if isinstance(op, Encode):
             return self._encode(op, offset, length)
-        return iter((memoryview(self._decode(op))[offset : offset + length],))
+        return iter((view(self._decode(op), offset, offset + length),))
 
-    def unit_ends(self, table: int) -> list[int]:
-        """Where each unit of a size table ends when they lie in a row: 0, then running sums."""
-        if table not in self._ends:
-            if not 0 <= table < len(self.rules.tables):
-                raise HostileInput(f"a rule names size table {table}, which does not exist")
-            sizes = self.rules.tables[table]
-            total = self.space(sizes.space).size
-            if total > _MAX_TABLE or total % sizes.width:
-                raise HostileInput(f"size table {table}: {total} bytes")
-            values = unpack_integers(self.read(sizes.space, 0, total), sizes.width)
-            self._ends[table] = list(accumulate((v * sizes.scale for v in values), initial=0))
-        return self._ends[table]
+    def unit_ends(self, table: int) -> array[int]:
+        """Where each unit of a size table ends when they lie in a row: 0, then running sums.
+
+        Raises:
+            HostileInput: no such table, or more than it may hold.
+        """
+        with self._lock:
+            held = self._ends.get(table)
+            if held is not None:
+                self._ends.move_to_end(table)
+                return held
+        made = self._sum_up(_rule(self.rules.tables, table))
+        with self._lock:
+            self._ends[table] = made
+            if len(self._ends) > _TABLES_HELD:
+                self._ends.popitem(last=False)
+        return made
+
+    def _sum_up(self, table: SizeTable) -> array[int]:
+        total = self.space(table.space).size
+        if total > _MAX_UNITS * table.width or total % table.width:
+            raise HostileInput(f"a size table of {total} bytes")
+        values = unpack_integers(self.read(table.space, 0, total), table.width)
+        if sum(values) * table.scale > _MAX_SUM:
+            raise HostileInput("a size table whose units are too large")
+        return array("Q", accumulate((value * table.scale for value in values), initial=0))
 
     def _offsets(self, op: Offsets, offset: int, length: int) -> bytes:
         rule = _rule(self.rules.offsets, op.rule)
@@ -194,7 +218,8 @@ class Machine:
             if start < stop:
                 made = self.encode_unit(op.rule, op.offset + (unit - op.index) * rule.unit, stop - start)
                 yield memoryview(made)[max(offset - start, 0) : min(end, stop) - start]
-            unit += 1
+            # The next unit that is stored: holes in between may be millions.
+            unit = bisect_right(ends, ends[unit + 1], unit + 1, op.index + op.count + 1) - 1
 
     def encode_unit(self, number: int, offset: int, size: int) -> bytes:
         """One framed unit of encode rule `number`, whose plain bytes begin at `offset`.
@@ -221,12 +246,15 @@ class Machine:
         rule = _rule(self.rules.decodes, op.rule)
         if op.length > MAX_FRAME or op.stored > MAX_FRAME or op.prefix_length > 2 * MAX_FRAME:
             raise HostileInput(f"a decoded unit of {op.length} bytes is above the limit")
-        key = ("decode", op.rule, op.offset, op.length, op.prefix_offset)
+        key = ("decode", op.rule, op.offset, op.stored, op.length, op.prefix_offset, op.prefix_length)
 
         def make() -> bytes:
             stored = self.read(rule.input, op.offset, op.stored)
             if not op.prefix_length:
-                return codec(rule.codec).decode(stored, dict(rule.params), op.length)
+                plain, used = codec(rule.codec).unpack(stored, dict(rule.params), op.length)
+                if len(plain) != op.length or used != op.stored:
+                    raise HostileInput(f"{op.stored} bytes do not decode to exactly {op.length}")
+                return plain
             if rule.prefix is None or rule.codec != "zstd":
                 raise HostileInput(f"{rule.codec} has no prefix")
             prefix = self.read(rule.prefix, op.prefix_offset, op.prefix_length)
@@ -240,6 +268,8 @@ def frame_unit(framing: Framing, source: int, packed: bytes) -> bytes:
     header = bytearray(framing.header)
     for item in framing.fields:
         value = (source >> item.shift) if item.quantity == "source" else len(packed)
+        if value >> (8 * item.width):
+            raise HostileInput(f"a unit's header has no room for {value}")
         header[item.at : item.at + item.width] = value.to_bytes(item.width, item.endian)
     made = bytes(header) + packed
     return made + bytes(-len(made) % framing.align)
@@ -289,12 +319,41 @@ def run_ops(
     machine: Machine, ops: Sequence[Op], starts: Sequence[int], offset: int, length: int
 ) -> Iterator[Piece]:
     """The bytes [offset, offset+length) of a row of ops; `starts` are their output offsets."""
+    return _coalesced(_run_each(machine, ops, starts, offset, length))
+
+
+def _run_each(
+    machine: Machine, ops: Sequence[Op], starts: Sequence[int], offset: int, length: int
+) -> Iterator[Piece]:
     end = offset + length
     index = bisect_right(starts, offset) - 1
     while offset < end:
         stop = min(end, starts[index + 1])
         yield from machine.run(ops[index], offset - starts[index], stop - offset)
         offset, index = stop, index + 1
+
+
+def _coalesced(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same bytes, with small pieces in a row joined."""
+    small = bytearray()
+    for piece in pieces:
+        length = piece.length if isinstance(piece, Zeros) else len(piece)
+        if length < _SMALL:
+            small += bytes(length) if isinstance(piece, Zeros) else piece
+        if small and (length >= _SMALL or len(small) >= _SMALL):
+            yield memoryview(small)
+            small = bytearray()
+        if length >= _SMALL:
+            yield piece
+    if small:
+        yield memoryview(small)
+
+
+def view(data: bytes, start: int, end: int) -> memoryview:
+    """Bytes [start, end) of `data`; copied where they are so few that they must not keep all
+    of it in memory. So what a caller holds is at most four times what it asked for."""
+    whole = memoryview(data)
+    return whole[start:end] if (end - start) * 4 >= len(data) else memoryview(bytes(whole[start:end]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,4 +373,4 @@ class SpaceReader:
 
 def join(pieces: Iterator[Piece]) -> bytes:
     """The bytes of some pieces."""
-    return b"".join(bytes(p.length) if isinstance(p, Zeros) else p for p in pieces)
+    return b"".join(bytes(p.length) if isinstance(p, Zeros) else p for p in _coalesced(pieces))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 from rehydrator.core import canonical_json
@@ -23,6 +24,7 @@ from rehydrator.core.ops import (
     SizeTable,
     Term,
 )
+from rehydrator.core.pack import INDEX_HEADER, INDEX_RECORD, MAX_FRAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,14 +37,20 @@ FORMAT = "rehydrator-bundle"
 VERSION = 1
 KNOWN_FEATURES: frozenset[str] = frozenset()
 
-MAX_MANIFEST = 64 << 20
+MAX_MANIFEST = 16 << 20
+MAX_PACKS = 1 << 13
+MAX_INDEXES = MAX_PACKS * INDEX_HEADER + MAX_FRAMES * INDEX_RECORD
 MAX_SPACES = 1 << 16
+MAX_DOCUMENT = 32 << 20
 MAX_DEPTH = 16
 MAX_UNIT = 8 << 20
 MAX_SIZE = 1 << 60
+MAX_FILE_NAME = 255
 
-_FILE = re.compile(r"(?:packs|streams)/[A-Za-z0-9][A-Za-z0-9._-]{0,200}\Z")
-_NAME = re.compile(r"[^/\x00-\x1f\x7f]{1,255}\Z")
+_PACK = re.compile(r"packs/[A-Za-z0-9][A-Za-z0-9._-]{0,200}\Z")
+_DOCUMENT = re.compile(r"streams/[A-Za-z0-9][A-Za-z0-9._-]{0,200}\Z")
+_NAME = re.compile(r"[^/\x00-\x1f\x7f-\x9f]{1,255}\Z")
+_HEX = re.compile(r"(?:[0-9a-f]{2}){0,4096}\Z")
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}\Z")
 
 
@@ -211,7 +219,7 @@ def decode(data: bytes) -> Manifest:
     if canonical_json.dumps(value) != data:
         raise HostileInput(f"{MANIFEST}: not in canonical form")
     manifest = Manifest(
-        packs=top.each("packs", _pack),
+        packs=top.each("packs", _pack, MAX_PACKS),
         spaces=top.each("spaces", _space, MAX_SPACES),
         rules=_rules(top.object("rules")),
         known_answers=top.each("known_answers", _known_answer),
@@ -247,7 +255,7 @@ class Object:
             raise HostileInput(f"{self.where}: {key} is not true or false")
         return value
 
-    def items(self, key: str, limit: int = 1 << 20) -> list[Any]:
+    def items(self, key: str, limit: int = 1 << 16) -> list[Any]:
         value = self._value.get(key)
         if not isinstance(value, list) or len(value) > limit:
             raise HostileInput(f"{self.where}: {key} is not a list of at most {limit}")
@@ -289,9 +297,9 @@ class Object:
         return self._value
 
 
-def _stored(item: Object) -> StoredFile:
+def _stored(item: Object, name: re.Pattern[str], limit: int = MAX_SIZE) -> StoredFile:
     sha256 = parse_sha256(item.text("sha256"), item.where)
-    return StoredFile(item.text("file", _FILE), item.number("size"), sha256)
+    return StoredFile(item.text("file", name), item.number("size", limit), sha256)
 
 
 def _stored_json(stored: StoredFile) -> dict[str, Any]:
@@ -301,7 +309,7 @@ def _stored_json(stored: StoredFile) -> dict[str, Any]:
 def _pack(item: Object) -> Pack:
     index = item.object("index")
     digest = parse_sha256(index.text("digest"), index.where)
-    return Pack(_stored(item), index.number("offset"), index.number("length"), digest)
+    return Pack(_stored(item, _PACK), index.number("offset"), index.number("length"), digest)
 
 
 def _pack_json(pack: Pack) -> dict[str, Any]:
@@ -312,13 +320,15 @@ def _pack_json(pack: Pack) -> dict[str, Any]:
 def _space(item: Object) -> PackSpace | RecipeSpace:
     if not item.has("chunks"):
         return PackSpace(item.number("pack"), item.number("size"))
-    chunks = item.object("chunks")
+    chunks, inputs = item.object("chunks"), item.numbers("inputs", MAX_SPACES)
+    if any(low >= high for low, high in pairwise(inputs)):
+        raise HostileInput(f"{item.where}: inputs do not ascend")
     return RecipeSpace(
         item.number("pack"),
         chunks.number("first"),
         chunks.number("count"),
         item.number("size"),
-        item.numbers("inputs", MAX_SPACES),
+        inputs,
     )
 
 
@@ -422,13 +432,10 @@ def _encode_rule_json(rule: EncodeRule) -> dict[str, Any]:
 
 
 def _framing(item: Object) -> Framing:
-    try:
-        header = bytes.fromhex(item.text("header"))
-    except ValueError:
-        raise HostileInput(f"{item.where}: header is not hexadecimal") from None
+    header = bytes.fromhex(item.text("header", _HEX))
     fields = item.each("fields", _frame_field, 8)
     align = item.number("align", 1 << 20)
-    if not align or len(header) > 4096 or any(f.at + f.width > len(header) for f in fields):
+    if not align or any(f.at + f.width > len(header) for f in fields):
         raise HostileInput(f"{item.where}: a field outside of its header, or no alignment")
     return Framing(header, fields, align)
 
@@ -482,12 +489,12 @@ def _known_answer_json(each: KnownAnswer) -> dict[str, Any]:
 
 
 def _form(item: Object) -> Form:
-    name = item.text("name", _NAME)
-    if name in {".", ".."}:
+    name, size = item.text("name", _NAME), item.number("size")
+    if name in {".", ".."} or len(name.encode()) > MAX_FILE_NAME:
         raise HostileInput(f"{item.where}: {name!r} is no name for a file")
     sha256 = parse_sha256(item.text("sha256"), item.where)
     space = item.number("space", MAX_SPACES) if item.has("space") else None
-    return Form(name, item.number("size"), sha256, space, item.number("data") if item.has("data") else 0)
+    return Form(name, size, sha256, space, item.number("data", size) if item.has("data") else 0)
 
 
 def _form_json(form: Form) -> dict[str, Any]:
@@ -537,7 +544,7 @@ def _release(item: Object) -> Release:
         name=item.text("name", _NAME),
         stream=item.text("stream", _NAME),
         release=item.text("release", _NAME),
-        document=_stored(item.object("document")),
+        document=_stored(item.object("document"), _DOCUMENT, MAX_DOCUMENT),
         artifacts=item.each("artifacts", _artifact),
     )
 
@@ -562,6 +569,8 @@ def _check(manifest: Manifest) -> None:
     for artifact in manifest.artifacts():
         _check_artifact(manifest, artifact)
     for answer in manifest.known_answers:
+        if not answer.length:
+            raise HostileInput(f"{MANIFEST}: a known answer about no bytes")
         _space_size(manifest, answer.space, answer.offset + answer.length, "a known answer")
     images = [(artifact.image.name, artifact.arch) for artifact in manifest.artifacts()]
     if len(set(images)) != len(images):
@@ -570,8 +579,10 @@ def _check(manifest: Manifest) -> None:
 
 def _check_packs(manifest: Manifest) -> None:
     for pack in manifest.packs:
-        if pack.index_offset + pack.index_length > pack.stored.size:
-            raise HostileInput(f"{MANIFEST}: the index of {pack.stored.file} lies outside of it")
+        if pack.index_offset + pack.index_length != pack.stored.size:
+            raise HostileInput(f"{MANIFEST}: the index of {pack.stored.file} is not at its end")
+    if sum(pack.index_length for pack in manifest.packs) > MAX_INDEXES:
+        raise HostileInput(f"{MANIFEST}: more than {MAX_FRAMES} frames")
 
 
 def _check_spaces(manifest: Manifest) -> None:

@@ -9,6 +9,7 @@ when a span needs them, each against the digest above it. Nothing is decoded bef
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -19,14 +20,14 @@ from rehydrator.bundle import manifest as manifests
 from rehydrator.bundle.manifest import PackSpace, RecipeSpace
 from rehydrator.codecs import codec
 from rehydrator.core.digest import frame_digest
-from rehydrator.core.errors import DigestMismatch, HostileInput, ToolMissing
+from rehydrator.core.errors import DigestMismatch, HostileInput, NotInBundle, ToolMissing
 from rehydrator.core.ops import Copy, Decode, Encode, Offsets
 from rehydrator.core.pack import CHUNK, DATA, decode_frame, decode_index
 from rehydrator.core.recipe import decode_chunk, output_offsets
-from rehydrator.engine import DEFAULT_CACHE, Cache, Machine, run_ops
+from rehydrator.engine import DEFAULT_CACHE, Cache, Machine, run_ops, view
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from rehydrator.bundle.manifest import Artifact, Manifest, Pack, Release, StoredFile
     from rehydrator.core.ops import Op, Rules
@@ -36,10 +37,12 @@ if TYPE_CHECKING:
     from rehydrator.store.files import Files
 
 SIGNATURES = "signatures/"
-MAX_INDEX = 1 << 26
+_SIGNATURE = re.compile(r"signatures/([0-9a-f]{16})\.sig\Z")
 _MAX_SIGNATURE = 4096
 _MAX_SIGNATURES = 64
-_CHUNKS_HELD = 48
+
+# Ops of decoded chunks that are held, of all spaces together; each costs 150 to 300 bytes.
+_OPS_HELD = 1 << 18
 
 
 class PackFile:
@@ -60,7 +63,7 @@ class PackFile:
 
         Raises:
             DigestMismatch: the index is not the one that the manifest pins.
-            HostileInput: the file is short, or a frame lies outside of it.
+            HostileInput: it is malformed, or its frames do not fill the file.
         """
         with self._lock:
             if self._frames is None:
@@ -73,21 +76,16 @@ class PackFile:
 
     def _open(self) -> Reader:
         if self._reader is None:
-            reader = self._files.open(self.name)
-            if reader.size != self._pack.stored.size:
-                raise HostileInput(f"{self.name}: {reader.size} bytes, not {self._pack.stored.size}")
-            self._reader = reader
+            self._reader = open_pinned(self._files, self._pack.stored)
         return self._reader
 
     def _load(self) -> list[Frame]:
-        if self._pack.index_length > MAX_INDEX:
-            raise HostileInput(f"{self.name}: an index of {self._pack.index_length} bytes")
         index = self._open().pread(self._pack.index_offset, self._pack.index_length)
         if frame_digest(index).hex() != self._pack.index_digest:
             raise DigestMismatch(f"{self.name}: its index is damaged (the digest differs)")
         frames = decode_index(index, self.name)
-        if any(frame.offset + frame.stored > self._pack.index_offset for frame in frames):
-            raise HostileInput(f"{self.name}: a frame lies outside of the file")
+        if sum(frame.stored for frame in frames) != self._pack.index_offset:
+            raise HostileInput(f"{self.name}: its frames do not end where its index begins")
         return frames
 
 
@@ -106,7 +104,7 @@ class DataSpace:
             frame = frames[index]
             plain = self._plain(machine, index, frame)
             stop = min(end, frame.start + frame.plain)
-            yield memoryview(plain)[offset - frame.start : stop - frame.start]
+            yield view(plain, offset - frame.start, stop - frame.start)
             offset, index = stop, index + 1
 
     def _plain(self, machine: Machine, index: int, frame: Frame) -> bytes:
@@ -126,15 +124,43 @@ class DataSpace:
         return frames
 
 
+Chunk = tuple["Sequence[Op]", "Sequence[int]"]
+
+
+class HeldChunks:
+    """Decoded chunks of all spaces, the last ones that were used, bounded by their ops."""
+
+    def __init__(self, limit: int = _OPS_HELD) -> None:
+        self._limit, self._ops = limit, 0
+        self._lock = threading.Lock()
+        self._chunks: OrderedDict[tuple[int, int], Chunk] = OrderedDict()
+
+    def get(self, key: tuple[int, int], make: Callable[[], Chunk]) -> Chunk:
+        """The chunk `key`, by `make` where it is not held; one caller at a time for a key."""
+        with self._lock:
+            if key in self._chunks:
+                self._chunks.move_to_end(key)
+                return self._chunks[key]
+        made = make()
+        with self._lock:
+            self._chunks[key] = made
+            self._ops += len(made[0])
+            while self._ops > self._limit:
+                self._ops -= len(self._chunks.popitem(last=False)[1][0])
+        return made
+
+
 class ChunkedSpace:
     """What a recipe in chunks makes."""
 
-    def __init__(self, number: int, pack: PackFile, space: RecipeSpace, rules: Rules) -> None:
+    def __init__(
+        self, number: int, pack: PackFile, space: RecipeSpace, rules: Rules, held: HeldChunks
+    ) -> None:
         self._number, self._pack, self._space, self._rules = number, pack, space, rules
         self._inputs = frozenset(space.inputs)
         self.size = space.size
         self._lock = threading.Lock()
-        self._held: OrderedDict[int, tuple[Sequence[Op], Sequence[int]]] = OrderedDict()
+        self._held = held
         self._chunks: list[Frame] | None = None
         self._starts: list[int] = []
 
@@ -168,14 +194,7 @@ class ChunkedSpace:
 
     def _ops(self, index: int) -> tuple[Sequence[Op], Sequence[int]]:
         with self._lock:
-            held = self._held.get(index)
-            if held is None:
-                held = self._held[index] = self._decode(index)
-                if len(self._held) > _CHUNKS_HELD:
-                    self._held.popitem(last=False)
-            else:
-                self._held.move_to_end(index)
-            return held
+            return self._held.get((self._number, index), lambda: self._decode(index))
 
     def _decode(self, index: int) -> tuple[Sequence[Op], Sequence[int]]:
         assert self._chunks is not None
@@ -229,6 +248,7 @@ class Bundle:
         self.signed_bytes = read_signed(files)
         self.manifest: Manifest = manifests.decode(self.signed_bytes)
         self._packs = [PackFile(files, pack) for pack in self.manifest.packs]
+        self._held = HeldChunks()
         spaces = {number: self._space(number) for number in range(len(self.manifest.spaces))}
         self.machine = Machine(spaces, self.manifest.rules, Cache(cache))
         self._known: set[int] = set()
@@ -275,7 +295,7 @@ class Bundle:
         pack = self._packs[space.pack]
         if isinstance(space, PackSpace):
             return DataSpace(number, pack, space.size)
-        return ChunkedSpace(number, pack, space, self.manifest.rules)
+        return ChunkedSpace(number, pack, space, self.manifest.rules, self._held)
 
     def _check_answer(self, number: int) -> None:
         answer = self.manifest.known_answers[number]
@@ -313,16 +333,31 @@ def read_signatures(files: Files) -> dict[str, bytes]:
     Raises:
         HostileInput: a file that is no signature, or too many.
     """
-    names = [name for name in files.names() if name.startswith(SIGNATURES)]
+    names = [named for name in files.names() if (named := _SIGNATURE.match(name))]
     if len(names) > _MAX_SIGNATURES:
         raise HostileInput(f"{len(names)} signatures, above the limit of {_MAX_SIGNATURES}")
     found = {}
     for name in names:
-        reader = files.open(name)
+        reader = files.open(name[0])
         if reader.size > _MAX_SIGNATURE:
-            raise HostileInput(f"{name}: {reader.size} bytes are no signature")
-        found[name.removeprefix(SIGNATURES).removesuffix(".sig")] = reader.pread(0, reader.size)
+            raise HostileInput(f"{name[0]}: {reader.size} bytes are no signature")
+        found[name[1]] = reader.pread(0, reader.size)
     return found
+
+
+def open_pinned(files: Files, stored: StoredFile) -> Reader:
+    """A pinned file, of the size that was promised; its bytes are not checked yet.
+
+    Raises:
+        DigestMismatch: it is missing, or of another size.
+    """
+    try:
+        reader = files.open(stored.file)
+    except NotInBundle:
+        raise DigestMismatch(f"{stored.file}: missing, though {manifests.MANIFEST} pins it") from None
+    if reader.size != stored.size:
+        raise DigestMismatch(f"{stored.file}: {reader.size} bytes, not {stored.size}")
+    return reader
 
 
 def read_checked(files: Files, stored: StoredFile) -> bytes:
@@ -331,9 +366,7 @@ def read_checked(files: Files, stored: StoredFile) -> bytes:
     Raises:
         DigestMismatch: it is not what the manifest pins.
     """
-    reader = files.open(stored.file)
-    if reader.size != stored.size:
-        raise DigestMismatch(f"{stored.file}: {reader.size} bytes, not {stored.size}")
+    reader = open_pinned(files, stored)
     data = reader.pread(0, stored.size)
     if hashlib.sha256(data).hexdigest() != stored.sha256:
         raise DigestMismatch(f"{stored.file}: damaged (its SHA-256 differs)")
@@ -346,9 +379,7 @@ def check_file(files: Files, stored: StoredFile, block: int = 4 << 20) -> None:
     Raises:
         DigestMismatch: it is not what the manifest pins.
     """
-    reader = files.open(stored.file)
-    if reader.size != stored.size:
-        raise DigestMismatch(f"{stored.file}: {reader.size} bytes, not {stored.size}")
+    reader = open_pinned(files, stored)
     state = hashlib.sha256()
     for offset in range(0, stored.size, block):
         state.update(reader.pread(offset, min(block, stored.size - offset)))

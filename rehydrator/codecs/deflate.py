@@ -81,7 +81,12 @@ class Deflate:
 
 def _checked(params: Mapping[str, int]) -> tuple[int, int, int]:
     level, wbits, memlevel = params.get("level"), params.get("wbits"), params.get("memlevel")
-    if level not in range(10) or memlevel not in range(1, 10) or abs(wbits or 0) not in range(9, 16):
+    if (
+        len(params) != 3
+        or level not in range(10)
+        or memlevel not in range(1, 10)
+        or abs(wbits or 0) not in range(9, 16)
+    ):
         raise HostileInput(f"deflate parameters out of range: {dict(params)}")
     assert level is not None
     assert wbits is not None

@@ -52,7 +52,7 @@ class Zstd:
 
 def _level(params: Mapping[str, int]) -> int:
     level = params.get("level")
-    if level is None or not 1 <= level <= 22:
+    if level is None or len(params) != 1 or not 1 <= level <= 22:
         raise HostileInput(f"zstd parameters out of range: {dict(params)}")
     return level
 

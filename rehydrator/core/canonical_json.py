@@ -1,8 +1,8 @@
 """Canonical JSON: the one spelling of whatever is hashed or signed, and a strict reader.
 
 Written: UTF-8, keys sorted by code point, no white space, no floats, non-ASCII as is, one
-final newline. Read: size capped, duplicate keys, floats, NaN and integers of more than
-20 digits refused, depth capped (bundle/FORMAT.md, section 3).
+final newline. Read: size, depth and number of values capped, duplicate keys, floats, NaN,
+integers of more than 20 digits and unpaired surrogates refused (bundle/FORMAT.md, section 3).
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from rehydrator.core.errors import HostileInput
 Json = dict[str, "Json"] | list["Json"] | str | int | bool | None
 
 MAX_DEPTH = 32
+MAX_VALUES = 1 << 20
 _MAX_DIGITS = 20
+_OPENERS = (b",", b"[", b"{")
 
 
 def dumps(value: Json) -> bytes:
@@ -37,6 +39,9 @@ def loads(data: bytes, what: str, limit: int) -> Json:
     """
     if len(data) > limit:
         raise HostileInput(f"{what}: {len(data)} bytes, above the limit of {limit}")
+    # Each value costs 60 to 100 bytes of memory, so they are counted before they are made.
+    if sum(data.count(opener) for opener in _OPENERS) > MAX_VALUES:
+        raise HostileInput(f"{what}: more than {MAX_VALUES} values")
     try:
         text = data.decode()
         value: Json = json.loads(
@@ -46,9 +51,9 @@ def loads(data: bytes, what: str, limit: int) -> Json:
             parse_float=_refuse_float,
             parse_constant=_refuse_float,
         )
+        _check_depth(value, what)
     except (ValueError, RecursionError) as error:
         raise HostileInput(f"{what}: not valid JSON: {error}") from None
-    _check_depth(value, what)
     return value
 
 
@@ -85,11 +90,15 @@ def _check_types(value: object) -> None:
 
 
 def _check_depth(value: Json, what: str) -> None:
+    """Also encodes every string, which fails (ValueError) for unpaired surrogates."""
     level: list[Json] = [value]
     for _ in range(MAX_DEPTH):
         below: list[Json] = []
         for item in level:
-            if isinstance(item, dict):
+            if isinstance(item, str):
+                item.encode()
+            elif isinstance(item, dict):
+                "".join(item).encode()
                 below.extend(item.values())
             elif isinstance(item, list):
                 below.extend(item)

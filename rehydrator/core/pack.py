@@ -18,6 +18,7 @@ from backports import zstd
 
 from rehydrator.core.digest import frame_digest
 from rehydrator.core.errors import DigestMismatch, HostileInput
+from rehydrator.core.recipe import MAX_CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,12 +30,13 @@ STORED: Final = 0
 ZSTD: Final = 1
 
 MAX_FRAME = 64 << 20
-MAX_FRAMES = 1 << 20
+MAX_FRAMES = 1 << 19  # of all packs; each costs a reader 300 bytes of memory
 INDEX_MAGIC = b"RHPKIDX1"
 
 _HEADER = struct.Struct("<8sII")
 _RECORD = struct.Struct("<BBBBIQQII32s")
-assert _RECORD.size == 64
+INDEX_HEADER, INDEX_RECORD = _HEADER.size, _RECORD.size
+assert INDEX_RECORD == 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +79,19 @@ def decode_index(data: bytes, what: str) -> list[Frame]:
     magic, count, zero = _HEADER.unpack_from(data)
     if magic != INDEX_MAGIC or zero or len(data) != _HEADER.size + count * _RECORD.size:
         raise HostileInput(f"{what}: not a pack index")
-    frames = []
+    frames: list[Frame] = []
+    here = 0
     for record in _RECORD.iter_unpack(data[_HEADER.size :]):
         kind, codec, planes, zero1, zero2, start, offset, stored, plain, digest = record
         if kind > CHUNK or codec > ZSTD or planes not in (1, 2, 4, 8) or zero1 or zero2:
             raise HostileInput(f"{what}: unknown frame kind {kind}, codec {codec}, planes {planes}")
         if not 0 < plain <= MAX_FRAME or not 0 < stored <= MAX_FRAME or plain % planes:
             raise HostileInput(f"{what}: a frame of {stored} bytes that decodes to {plain}")
+        if kind == CHUNK and (plain > MAX_CHUNK or planes != 1):
+            raise HostileInput(f"{what}: a recipe chunk of {plain} bytes in {planes} planes")
+        if offset != here:
+            raise HostileInput(f"{what}: a frame at {offset}, where {here} is next")
+        here += stored
         frames.append(Frame(kind, codec, planes, start, offset, stored, plain, digest))
     return frames
 
@@ -142,10 +150,11 @@ def decompress(stored: bytes, size: int, what: str, prefix: bytes = b"") -> byte
         if declared != size or zstd.get_frame_size(stored) != len(stored):
             raise HostileInput(f"{what}: a zstd frame that does not hold exactly {size} bytes")
         options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 27}
-        plain = zstd.decompress(stored, zstd_dict=dictionary, options=options)
+        decoder = zstd.ZstdDecompressor(zstd_dict=dictionary, options=options)
+        plain = decoder.decompress(stored, size + 1)
     except (zstd.ZstdError, ValueError) as error:
         raise HostileInput(f"{what}: not a zstd frame: {error}") from None
-    if len(plain) != size:
+    if len(plain) != size or not decoder.eof:
         raise HostileInput(f"{what}: a zstd frame that does not hold exactly {size} bytes")
     return plain
 

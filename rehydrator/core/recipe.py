@@ -30,6 +30,7 @@ _WIDTHS = (0, 1, 2, 4, 8)
 _TYPECODES = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _ENDIANS: tuple[Endian, Endian] = ("little", "big")
 MAX_VALUE = (1 << 63) - 1
+MAX_CHUNK = 4 + _COLUMNS * (1 + 8 * MAX_OPS_PER_CHUNK)
 
 
 def encode_chunk(ops: Sequence[Op]) -> bytes:
@@ -92,6 +93,8 @@ def _op(row: tuple[int, ...], ends: dict[tuple[int, int], int]) -> Op:
     kind, length, where, a, b, c, d = row
     if not length:
         raise HostileInput("recipe chunk: an op of no bytes")
+    if (kind <= OFFSETS and (c or d)) or (kind == COPY and b) or (kind == ENCODE and d):
+        raise HostileInput(f"recipe chunk: an operand that op {kind} does not have")
     if kind == COPY:
         return Copy(length, where, _undelta(ends, (COPY, where), a, length))
     if kind == SERIES:
