@@ -30,6 +30,8 @@ VERBS = {
     "verify": "verify",
 }
 
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
 EXIT_STATUS = """\b
 Exit status: 0 done, 1 failure, 2 usage, 3 some artifacts failed, 4 not in this bundle,
 5 digest mismatch, 6 signature missing, 7 signature wrong, 8 hostile or malformed input,
@@ -58,7 +60,8 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in _INTERRUPTS:
+        signal.signal(number, _interrupted)
     as_json = "--json" in (arguments if arguments is not None else sys.argv)
     try:
         result = cli.main(arguments, prog_name="rehydrator", standalone_mode=False)
@@ -122,7 +125,10 @@ def printable(text: str) -> str:
     )
 
 
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
+    """The first signal begins the cleaning up, and a second one does not cut it short."""
+    for each in _INTERRUPTS:
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
