@@ -49,8 +49,16 @@ def find(program: str) -> str:
     return found
 
 
-def run(argv: Sequence[str], timeout: float, cwd: Path | None = None, stdin: bytes = b"") -> Result:
-    """Run a program to its end, at most `timeout` seconds, and return how it went.
+def run(
+    argv: Sequence[str],
+    timeout: float,
+    cwd: Path | None = None,
+    stdin: bytes = b"",
+    *,
+    show: bool = False,
+) -> Result:
+    """Run a program to its end, at most `timeout` seconds, and return how it went. With `show`
+    its stderr is ours (a program of ours that draws its progress), and nothing of it is kept.
 
     Raises:
         ToolMissing: it is not installed.
@@ -62,7 +70,8 @@ def run(argv: Sequence[str], timeout: float, cwd: Path | None = None, stdin: byt
         done = subprocess.run(
             [program, *argv[1:]],
             input=stdin,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=None if show else subprocess.PIPE,
             timeout=timeout,
             check=False,
             cwd=cwd,
@@ -70,7 +79,7 @@ def run(argv: Sequence[str], timeout: float, cwd: Path | None = None, stdin: byt
         )
     except subprocess.TimeoutExpired:
         raise RehydratorError(f"{argv[0]}: did not end within {timeout:g} seconds") from None
-    return Result(done.returncode, done.stdout, _printable(done.stderr))
+    return Result(done.returncode, done.stdout, _printable(done.stderr or b""))
 
 
 def _printable(stderr: bytes) -> str:

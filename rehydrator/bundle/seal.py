@@ -74,7 +74,7 @@ def prove(staged: Path, jobs: int, tmpdir: Path) -> dict[str, Any]:
     """
     argv = [sys.executable, "-m", "rehydrator", "verify", "--staged", str(staged), "--all", "--json"]
     argv += ["--jobs", str(jobs), "--tmpdir", str(tmpdir)]
-    done = host.run(argv, _PROOF_SECONDS)
+    done = host.run(argv, _PROOF_SECONDS, show=sys.stderr.isatty())
     try:
         report: dict[str, Any] = json.loads(done.stdout)
     except ValueError:

@@ -128,10 +128,11 @@ class Progress:
             click.echo("\r\033[K", nl=False, err=True)
 
     def _draw(self, seconds: float, detail: str) -> None:
-        rate = self._done / seconds if seconds else 0.0
-        share = min(1.0, self._done / self._total) if self._total else 0.0
-        left = f"{(self._total - self._done) / rate:4.0f} s left" if rate and self._total else ""
-        line = f"{self._title} {detail} {share:4.0%}  {human(rate)}/s  {left}"
+        line = f"{self._title} {detail}"
+        if self._total:
+            rate = self._done / seconds if seconds else 0.0
+            left = f"{max(0, self._total - self._done) / rate:4.0f} s left" if rate else ""
+            line += f" {min(1.0, self._done / self._total):4.0%}  {human(rate)}/s  {left}"
         width = max(20, os.get_terminal_size(sys.stderr.fileno()).columns - 1)
         click.echo(f"\r\033[K{line[:width]}", nl=False, err=True)
 

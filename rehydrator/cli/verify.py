@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,12 @@ def check_artifacts(bundle: Bundle, jobs: int) -> list[dict[str, Any]]:
     artifacts = bundle.manifest.artifacts()
     progress = Progress("regenerating", sum(each.image.size for each in artifacts))
     work = [
-        (each.image.name, lambda each=each: produce(bundle, each, None, 1, progress.advance))
+        (
+            each.image.name,
+            lambda each=each: produce(
+                bundle, each, None, 1, partial(progress.advance, detail=each.image.name)
+            ),
+        )
         for each in artifacts
     ]
     try:
