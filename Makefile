@@ -14,6 +14,7 @@ install: .venv/installed
 
 test: lint image
 	scripts/install-packages test
+	scripts/sid-root
 	scripts/test
 
 lint: install
