@@ -23,15 +23,15 @@ from rehydrator import __version__
 from rehydrator.bundle import intake, manifest
 from rehydrator.bundle.manifest import Artifact, Form, KnownAnswer, Manifest, Release, StoredFile
 from rehydrator.bundle.packing import FRAME_SIZE, Ledger, PackWriter
+from rehydrator.bundle.prediction import check_prediction
 from rehydrator.bundle.residue import Residue
 from rehydrator.bundle.survey import PAGE, SIBLING_SHARE, Survey, nonzero_pages, survey
 from rehydrator.codecs import codec
 from rehydrator.core.digest import sha256_hex
-from rehydrator.core.errors import HostileInput, NotInBundle, Unexplained, UsageError
-from rehydrator.core.ops import Copy, Encode, Offsets, Rules, Series, is_zeros, zeros
-from rehydrator.core.reader import BytesReader, WindowReader
+from rehydrator.core.errors import NotInBundle, Unexplained, UsageError
+from rehydrator.core.ops import Copy, Encode, Offsets, Rules, is_zeros, zeros
+from rehydrator.core.reader import WindowReader
 from rehydrator.delta import PageIndex
-from rehydrator.engine import Machine, ReaderSpace, join
 from rehydrator.formats import explain
 from rehydrator.formats.explanation import FILE, GUEST, SIZES, append
 from rehydrator.metadata import stream as streams
@@ -218,7 +218,7 @@ class Builder:
         self._reporter.phase(f"explaining {source.name}", 0)
         try:
             explanation = explain(file, pool.map)
-            _check_tables(explanation, file)
+            check_prediction(explanation, file)
             return _Disk(source, file, explanation)
         except Unexplained as error:
             return _Disk(source, file, None, [{"rung": "explained", "why": str(error)}])
@@ -548,26 +548,6 @@ def _described(artifact: Artifact, release: str) -> Described:
         uncompressed_sha256=artifact.image.sha256,
     )
     return Described(item, whole.size, artifact.image.size, artifact.mtime)
-
-
-def _check_tables(explanation: Explanation, file: Reader) -> None:
-    """Compare what the explanation computes (series, offsets) with the file.
-
-    Raises:
-        Unexplained: it differs, so that the next rung must take the file.
-    """
-    machine = Machine(
-        {GUEST: ReaderSpace(explanation.guest), SIZES: ReaderSpace(BytesReader(explanation.sizes))},
-        explanation.rules,
-    )
-    here = 0
-    for op in explanation.ops:
-        computed = isinstance(op, Series | Offsets) and op.length <= _INDEX_LITERALS
-        if computed and join(machine.run(op, 0, op.length)) != file.pread(here, op.length):
-            raise Unexplained(f"{explanation.format}: its tables at {here} are not what was computed")
-        here += op.length
-    if here != file.size:
-        raise HostileInput(f"{explanation.format}: explained {here} bytes of {file.size}")
 
 
 def _split_zeros(data: bytes, offset: int) -> Iterator[Op]:
