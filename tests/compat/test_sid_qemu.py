@@ -233,7 +233,7 @@ def test_the_sparse_tar_of_sid_is_explained(raw: Path, tmp_path: Path) -> None:
     image = target.read_bytes()
     explanation = explain(BytesReader(image))
     check_explanation(explanation, BytesReader(image), DISK)
-    assert (image[156:157], explanation.format) == (b"S", "tar+raw")
+    assert (image[156:157], explanation.format) == (b"S", "tar (sparse)+raw")
     assert unexplained(image, explanation) < 1024
 
 
