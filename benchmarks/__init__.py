@@ -1,0 +1,1 @@
+"""The measured comparison with other tools; see README.md beside this file."""

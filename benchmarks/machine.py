@@ -1,0 +1,59 @@
+"""What the figures were taken on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from benchmarks.peers import PACKAGES
+from rehydrator import __version__
+
+_LIBRARIES = ("backports.zstd", "zlib-ng", "cryptography", "numpy", "xxhash")
+
+
+def machine() -> dict[str, str]:
+    """Processor, memory, kernel, distribution; no names of the machine."""
+    processor = _field("/proc/cpuinfo", "model name", ":")
+    flags = _field("/proc/cpuinfo", "flags", ":").split()
+    memory = int(_field("/proc/meminfo", "MemTotal", ":").split()[0]) / (1 << 20)
+    return {
+        "processor": f"{processor or platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
+        f"{'with' if 'sha_ni' in flags else 'without'} SHA extensions",
+        "memory": f"{memory:.1f} GiB",
+        "kernel": platform.release(),
+        "distribution": _field("/etc/os-release", "PRETTY_NAME", "=").strip('"'),
+    }
+
+
+def tools() -> dict[str, str]:
+    """Versions of everything that was measured."""
+    found = {package: _package(package) for package in sorted(set(PACKAGES))}
+    found |= {"rehydrator": f"{__version__}, commit {_commit()}", "Python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _field(path: str, name: str, separator: str) -> str:
+    for line in Path(path).read_text().splitlines():
+        key, _, value = line.partition(separator)
+        if key.strip() == name:
+            return value.strip()
+    return "0"
+
+
+def _package(name: str) -> str:
+    query = ["dpkg-query", "--show", "--showformat=${Version}", name]
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout or "not installed"
+
+
+def _commit() -> str:
+    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
