@@ -1,0 +1,175 @@
+"""The format and its readers: golden vectors, good and broken, by both readers; the script that
+made them; the schema; and bundles that were built a moment ago.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rehydrator.bundle import manifest
+from rehydrator.bundle.reader import Bundle, check_file
+from rehydrator.bundle.rehydrate import Options, produce, to_directory
+from rehydrator.core.errors import RehydratorError
+from rehydrator.oci.reference import open_bundle, parse
+from rehydrator.store.files import DirectoryFiles
+from tests.vectors import second_reader
+from tests.vectors.draft import read_tree, write_tree
+from tests.vectors.schema import violations
+from tests.vectors.siblings import make_siblings
+
+ROOT = Path(__file__).resolve().parents[2]
+VECTORS = ROOT / "bundle" / "vectors"
+SCHEMA = json.loads((ROOT / "bundle" / "schema" / "bundle.schema.json").read_text())
+GOOD = sorted(path.name for path in (VECTORS / "good").iterdir())
+BROKEN: dict[str, Any] = json.loads((VECTORS / "broken.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of small siblings of every format, built by the command line, as a directory."""
+    work = tmp_path_factory.mktemp("built")
+    make_siblings(work / "release")
+    target = f"oci:{work}/image:it"
+    program = [sys.executable, "-m", "rehydrator", "build", str(work / "release"), "-o", target]
+    options = ["--runtime", "none", "--level", "1"]
+    subprocess.run([*program, *options], check=True, cwd=ROOT, capture_output=True)
+    with open_bundle(parse(target), work) as files:
+        write_tree(work / "bare", {name: _whole(files.open(name)) for name in files.names()})
+    return work / "bare"
+
+
+def _whole(reader: Any) -> bytes:
+    data: bytes = reader.pread(0, reader.size)
+    return data
+
+
+def first_reader(directory: Path, output: Path) -> dict[str, str]:
+    """Every pinned file checked and every artifact made, by rehydrator: SHA-256 by name and arch."""
+    bundle = Bundle(DirectoryFiles(directory))
+    for artifact in bundle.manifest.artifacts():
+        output.joinpath(artifact.arch).mkdir(parents=True, exist_ok=True)
+        to_directory(bundle, artifact, output / artifact.arch, Options())
+        produce(bundle, artifact, None, 1, lambda _: None)
+    for stored in bundle.manifest.stored_files():
+        check_file(bundle.files, stored)
+    return {f"{each.arch}/{each.image.name}": each.image.sha256 for each in bundle.manifest.artifacts()}
+
+
+def second(directory: Path) -> list[str]:
+    """The SHA-256 of every artifact, by the second reader."""
+    bundle = second_reader.Bundle(directory)
+    forms = bundle.artifacts()
+    for form in forms:
+        assert sum(len(piece) for piece in bundle.image(form)) == form["size"]
+    return [form["sha256"] for form in forms]
+
+
+def stated(directory: Path) -> list[str]:
+    """The SHA-256 of every artifact, as bundle.json states it."""
+    document = json.loads((directory / "bundle.json").read_bytes())
+    artifacts = [each for release in document["releases"] for each in release["artifacts"]]
+    return [each["forms"]["image"]["sha256"] for each in artifacts]
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_vector(name: str, tmp_path: Path) -> None:
+    """Both readers regenerate every artifact of a good vector with the digest that it states."""
+    expected = stated(VECTORS / "good" / name)
+    assert expected == second(VECTORS / "good" / name)
+    assert expected == list(first_reader(VECTORS / "good" / name, tmp_path).values())
+
+
+@pytest.mark.parametrize("name", sorted(BROKEN))
+def test_broken_vector(name: str, tmp_path: Path) -> None:
+    """Both readers refuse a broken vector with the stated exit code, and leave no file."""
+    with pytest.raises(second_reader.Refusal) as theirs:
+        second(VECTORS / "broken" / name)
+    with pytest.raises(RehydratorError) as ours:
+        first_reader(VECTORS / "broken" / name, tmp_path)
+    expected = BROKEN[name]["exit"]
+    assert (expected, expected) == (theirs.value.code, ours.value.exit_code)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_no_vector_without_a_statement() -> None:
+    """broken.json and the directories name the same vectors."""
+    assert sorted(BROKEN) == sorted(path.name for path in (VECTORS / "broken").iterdir())
+
+
+def test_vectors_are_what_the_script_makes(tmp_path: Path) -> None:
+    """make.py gives the committed bytes again."""
+    runpy.run_path(str(VECTORS / "make.py"))["main"](tmp_path)
+    committed = {name: data for name, data in read_tree(VECTORS).items() if not name.endswith(".py")}
+    committed = {name: data for name, data in committed.items() if "__pycache__" not in name}
+    assert committed == read_tree(tmp_path)
+    assert sum(map(len, committed.values())) < 1 << 20
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_schema_accepts_good_vectors(name: str) -> None:
+    """bundle.json of every good vector fits the schema."""
+    document = json.loads((VECTORS / "good" / name / "bundle.json").read_bytes())
+    assert violations(document, SCHEMA) == []
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_schema_accepts_what_is_encoded(name: str) -> None:
+    """What manifest.encode writes fits the schema."""
+    read = manifest.decode((VECTORS / "good" / name / "bundle.json").read_bytes())
+    assert violations(json.loads(manifest.encode(read)), SCHEMA) == []
+
+
+def test_schema_names_every_key_that_is_encoded(built: Path) -> None:
+    """A built manifest has no key that the schema does not name."""
+    closed = json.loads(json.dumps(SCHEMA).replace('"type": "object",', '"type": "object", "closed": true,'))
+    assert violations(json.loads((built / "bundle.json").read_bytes()), closed) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "another-format",
+        "unknown-version",
+        "unknown-requires",
+        "file-dotdot",
+        "name-slash",
+        "name-control",
+        "digest-upper-case",
+        "number-negative",
+        "number-too-large",
+        "number-is-true",
+        "key-missing",
+        "table-width",
+        "unit-of-nothing",
+        "mode-setuid",
+        "image-without-space",
+    ],
+)
+def test_schema_refuses(name: str) -> None:
+    """The schema refuses what it can express."""
+    document = json.loads((VECTORS / "broken" / name / "bundle.json").read_bytes())
+    assert len(violations(document, SCHEMA)) == 1
+
+
+def test_second_reader_imports_nothing_of_ours() -> None:
+    """The second reader runs where rehydrator cannot be imported."""
+    source = Path(second_reader.__file__).read_text()
+    assert "import rehydrator" not in source
+    assert "from rehydrator" not in source
+
+
+def test_built_bundle(built: Path, tmp_path: Path) -> None:
+    """Both readers give back siblings of every format that a build packed a moment ago."""
+    expected = stated(built)
+    assert expected == second(built)
+    assert expected == list(first_reader(built, tmp_path).values())
+    document = json.loads((built / "bundle.json").read_bytes())
+    assert document["rules"]["encodes"]
+    assert document["rules"]["offsets"]
