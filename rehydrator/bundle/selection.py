@@ -66,7 +66,10 @@ class Selection:
                 f"no {key} in this bundle; it has {_listed({a.format for a in self._artifacts})}"
             )
         arch = self._choose_arch(found)
-        return [each for each in found if each.arch == arch]
+        here = [each for each in found if each.arch == arch]
+        if not here:
+            raise NotInBundle(f"no {key} for {arch}; this bundle has {_listed({a.arch for a in found})}")
+        return here
 
     def _choose_arch(self, among: Sequence[Artifact]) -> str:
         arches = {each.arch for each in among}

@@ -1,0 +1,304 @@
+"""Storing disks and files into packs: canonical disks as frames, everything else as recipes
+over what is stored already and a little residue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from xxhash import xxh3_64_intdigest
+
+from rehydrator.bundle.manifest import KnownAnswer
+from rehydrator.bundle.packing import Ledger, PackWriter
+from rehydrator.bundle.residue import Residue
+from rehydrator.bundle.survey import PAGE, nonzero_pages
+from rehydrator.codecs import codec
+from rehydrator.core.digest import sha256_hex
+from rehydrator.core.ops import Copy, Encode, Offsets, Rules, is_zeros, zeros
+from rehydrator.core.reader import WindowReader
+from rehydrator.delta import PageIndex
+from rehydrator.formats.explanation import FILE, GUEST, SIZES, append
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from rehydrator.bundle.survey import Survey
+    from rehydrator.core.ops import Op
+    from rehydrator.core.reader import Reader, SparseReader
+    from rehydrator.formats.explanation import Explanation
+
+# The symbolic space of bytes that nothing explains yet.
+UNMATCHED = -1
+
+_SMALL = 4096  # FILE spans below this are only searched for zeros
+_ROLLING = 64 << 10
+_WORTH_INDEXING = 1 << 20  # bytes that an artifact had to store, for later ones to find them
+_MAX_REPEATED = 64 << 20
+_SAMPLE_PAGES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A stored file: the space that gives it back, and how, for `info`."""
+
+    space: int
+    how: dict[str, Any]
+
+
+class Storage:
+    """What a build has stored so far."""
+
+    def __init__(self, root: Path, level: int, frame_size: int, jobs: int, pool: Executor) -> None:
+        self._root, self._level, self._frame_size = root, level, frame_size
+        self._pool, self._ahead = pool, 2 * jobs
+        self.ledger = Ledger()
+        self.groups: list[list[str]] = []
+        self._index = PageIndex()
+        self._spaces: dict[int, Reader] = {}
+        self._sample: tuple[int, int, bytes] | None = None
+
+    def canonical(self, guest: SparseReader, found: Survey, advance: Callable[[int], object]) -> int:
+        """Store a disk whole; the number of its space."""
+        writer = self._writer()
+        try:
+            ops = self._canonical_ops(guest, found, writer, advance)
+            if self._sample is None and found.data:
+                self._store_sample(guest, found, writer)
+            space = writer.add_recipe(ops)
+            self._finish_group(writer)
+        finally:
+            writer.close()
+        self._remember(space, guest)
+        return space
+
+    def explained(
+        self, file: SparseReader, explanation: Explanation, canonical: int, *, is_canonical: bool
+    ) -> Stored:
+        """Store a file that a format module explained, whose disk is like space `canonical`."""
+        writer = self._writer()
+        try:
+            space, how = self._store_explained(file, explanation, canonical, is_canonical, writer)
+            return Stored(space, {**how, "cost": self._finish_group(writer)})
+        finally:
+            writer.close()
+
+    def unexplained(self, file: SparseReader, tried: list[dict[str, str]]) -> Stored:
+        """Store a file by matches with what is stored already, or whole."""
+        writer = self._writer()
+        try:
+            ops = list(self._index.match(file, UNMATCHED))
+            counts = _counts(ops)
+            if counts["stored"] == file.size:
+                tried = [*tried, {"rung": "delta", "why": "nothing of it is stored already"}]
+            space = writer.add_recipe(self._residue(writer).settle(ops, file, UNMATCHED))
+            cost = self._finish_group(writer)
+        finally:
+            writer.close()
+        if counts["stored"] > _WORTH_INDEXING:
+            self._remember(space, file)
+        rung = "whole" if counts["stored"] == file.size else "delta"
+        how = {"rung": rung, "format": "", "facts": {}, "tried": tried, "encoders": {}, "bytes": counts}
+        return Stored(space, {**how, "cost": cost})
+
+    def known_answers(self) -> tuple[KnownAnswer, ...]:
+        """A known answer for every encoder that the recipes use."""
+        used = sorted({(rule.codec, rule.params) for rule in self.ledger.encodes})
+        if not used:
+            return ()
+        assert self._sample is not None
+        space, at, plain = self._sample
+        return tuple(
+            KnownAnswer(
+                name,
+                params,
+                codec(name).version(),
+                space,
+                at,
+                len(plain),
+                sha256_hex(codec(name).encode(plain, dict(params))),
+            )
+            for name, params in used
+        )
+
+    def _writer(self) -> PackWriter:
+        return PackWriter(self._root, self.ledger, self._level, self._pool, self._ahead, self._frame_size)
+
+    def _canonical_ops(
+        self, guest: SparseReader, found: Survey, writer: PackWriter, advance: Callable[[int], object]
+    ) -> list[Op]:
+        """The disk's pages, zeros left out, repeated pages once and together in front: a
+        reader keeps the few frames that hold them, and the rest it passes once, in order."""
+        repeated = self._store_repeated(guest, found, writer)
+        ops: list[Op] = []
+        here = 0
+        for page, data in nonzero_pages(guest):
+            append(ops, zeros(page * PAGE - here))
+            held = repeated.get(xxh3_64_intdigest(data)) if repeated else None
+            if held and held[1] == data:
+                append(ops, held[0])
+            else:
+                for space, at, length in writer.append(data):
+                    append(ops, Copy(length, space, at))
+                advance(len(data))
+            here = page * PAGE + len(data)
+        append(ops, zeros(guest.size - here))
+        return ops
+
+    def _store_repeated(
+        self, guest: SparseReader, found: Survey, writer: PackWriter
+    ) -> dict[int, tuple[Copy, bytes]]:
+        wanted = found.repeated()
+        repeated: dict[int, tuple[Copy, bytes]] = {}
+        if not wanted:
+            return {}
+        for page, digest in zip(found.pages.tolist(), found.hashes.tolist(), strict=True):
+            if digest in wanted and digest not in repeated and len(repeated) * PAGE < _MAX_REPEATED:
+                data = guest.pread(page * PAGE, min(PAGE, guest.size - page * PAGE))
+                if len(data) == PAGE:
+                    [(space, at, length)] = writer.append(data)
+                    repeated[digest] = (Copy(length, space, at), data)
+        writer.flush()
+        return repeated
+
+    def _store_sample(self, guest: SparseReader, found: Survey, writer: PackWriter) -> None:
+        """Real bytes for the known-answer tests of encoders, in a small frame of their own."""
+        count = len(found.pages)
+        picked = [int(found.pages[count * n // _SAMPLE_PAGES]) for n in range(min(count, _SAMPLE_PAGES))]
+        plain = b"".join(guest.pread(page * PAGE, min(PAGE, guest.size - page * PAGE)) for page in picked)
+        self._sample = (*writer.append_frame(plain), plain)
+
+    def _store_explained(
+        self,
+        file: SparseReader,
+        explanation: Explanation,
+        canonical: int,
+        is_canonical: bool,
+        writer: PackWriter,
+    ) -> tuple[int, dict[str, Any]]:
+        residue = self._residue(writer)
+        guest, stored = canonical, 0
+        if not is_canonical:
+            guest, stored = self._store_guest(explanation.guest, canonical, writer, residue)
+        sizes = self._store_sizes(explanation, writer)
+        ops = list(self._place(explanation, file, {GUEST: guest, SIZES: sizes}))
+        counts = _counts(ops)
+        settled = residue.settle(ops, file, UNMATCHED)
+        space = guest if settled == [Copy(file.size, guest, 0)] else writer.add_recipe(settled)
+        if counts["stored"] > _WORTH_INDEXING:
+            self._remember(space, file)
+        counts["stored"] += stored
+        return space, {
+            "rung": "explained",
+            "format": explanation.format,
+            "facts": dict(explanation.facts),
+            "tried": [],
+            "encoders": {rule.codec: codec(rule.codec).version() for rule in explanation.rules.encodes},
+            "bytes": counts,
+        }
+
+    def _store_guest(
+        self, guest: SparseReader, canonical: int, writer: PackWriter, residue: Residue
+    ) -> tuple[int, int]:
+        """The space of a sibling's disk, and how many of its bytes had to be stored."""
+        ops = list(self._index.match(guest, UNMATCHED, twin=canonical))
+        stored = _counts(ops)["stored"]
+        if ops == [Copy(self.ledger.size(canonical), canonical, 0)]:
+            return canonical, stored
+        space = writer.add_recipe(residue.settle(ops, guest, UNMATCHED))
+        if stored > _WORTH_INDEXING:
+            self._remember(space, guest)
+        return space, stored
+
+    def _store_sizes(self, explanation: Explanation, writer: PackWriter) -> int:
+        """The space of the table of unit sizes; its integers are stored as byte planes."""
+        if not explanation.sizes:
+            return UNMATCHED
+        width = explanation.rules.tables[0].width
+        space, at = writer.append_frame(explanation.sizes, width)
+        return writer.add_recipe([Copy(len(explanation.sizes), space, at)])
+
+    def _place(self, explanation: Explanation, file: SparseReader, spaces: dict[int, int]) -> Iterator[Op]:
+        """The explanation's ops with real numbers, its FILE spans matched against everything."""
+        base = self._add_rules(explanation.rules, spaces)
+        for op in explanation.ops:
+            if isinstance(op, Copy) and op.space == FILE:
+                yield from self._match_span(file, op)
+            elif isinstance(op, Copy):
+                yield replace(op, space=spaces[op.space])
+            elif isinstance(op, Offsets):
+                yield replace(op, rule=op.rule + base[0])
+            elif isinstance(op, Encode):
+                yield replace(op, rule=op.rule + base[1])
+            else:
+                yield op
+
+    def _add_rules(self, rules: Rules, spaces: dict[int, int]) -> tuple[int, int]:
+        ledger = self.ledger
+        tables, base = len(ledger.tables), (len(ledger.offsets), len(ledger.encodes))
+        ledger.tables += [replace(table, space=spaces[table.space]) for table in rules.tables]
+        ledger.offsets += [replace(rule, table=rule.table + tables) for rule in rules.offsets]
+        ledger.encodes += [
+            replace(rule, table=rule.table + tables, input=spaces[rule.input]) for rule in rules.encodes
+        ]
+        return base
+
+    def _match_span(self, file: SparseReader, span: Copy) -> Iterator[Op]:
+        if span.length < _SMALL:
+            yield from _split_zeros(file.pread(span.offset, span.length), span.offset)
+            return
+        window = WindowReader(file, span.offset, span.length)
+        for op in self._index.match(window, UNMATCHED, rolling=span.length >= _ROLLING):
+            if isinstance(op, Copy) and op.space == UNMATCHED:
+                yield Copy(op.length, UNMATCHED, op.offset + span.offset)
+            else:
+                yield op
+
+    def _finish_group(self, writer: PackWriter) -> int:
+        packs = writer.finish()
+        self.groups.append([pack.stored.file for pack in packs])
+        return sum(pack.stored.size for pack in packs)
+
+    def _residue(self, writer: PackWriter) -> Residue:
+        return Residue(self.ledger, writer, self._spaces)
+
+    def _remember(self, space: int, reader: Reader) -> None:
+        """Let later files find these bytes."""
+        self._spaces[space] = reader
+        self._index.add(space, reader)
+
+
+def _split_zeros(data: bytes, offset: int) -> Iterator[Op]:
+    """Unmatched bytes with their longer runs of zeros taken out."""
+    at = 0
+    while at < len(data):
+        start = data.find(bytes(64), at)
+        if start < 0:
+            break
+        end = start + 64
+        while end < len(data) and not data[end]:
+            end += 1
+        if start > at:
+            yield Copy(start - at, UNMATCHED, offset + at)
+        yield zeros(end - start)
+        at = end
+    if at < len(data):
+        yield Copy(len(data) - at, UNMATCHED, offset + at)
+
+
+def _counts(ops: Sequence[Op]) -> dict[str, int]:
+    """Output bytes by where they come from; "stored" is what nothing gives."""
+    counts = {"stored": 0}
+    for op in ops:
+        kind = _origin(op)
+        counts[kind] = counts.get(kind, 0) + op.length
+    return counts
+
+
+def _origin(op: Op) -> str:
+    if isinstance(op, Copy):
+        return "stored" if op.space == UNMATCHED else "copied"
+    if is_zeros(op):
+        return "zeros"
+    return "encoded" if isinstance(op, Encode) else "tables"
