@@ -204,7 +204,7 @@ def _loaded(made: Made, tmp_path: Path) -> Iterator[str]:
     subprocess.run(["skopeo", "copy", "--quiet", made.image, f"oci-archive:{archive}:{name}"], check=True)
     subprocess.run(["podman", "load", "--quiet", "--input", archive], check=True, capture_output=True)
     yield name
-    subprocess.run(["podman", "rmi", name], check=True, capture_output=True)
+    subprocess.run(["podman", "rmi", name], check=False, capture_output=True)  # or forgotten already
 
 
 def test_it_goes_through_podmans_hands(made: Made, loaded: str, tmp_path: Path) -> None:
