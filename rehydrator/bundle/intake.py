@@ -3,8 +3,10 @@ them, their digests, and the image inside an outer compression."""
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
+import io
 import lzma
 import os
 import shutil
@@ -32,11 +34,17 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
+    from typing_extensions import Buffer
+
     from rehydrator.metadata.stream import Published, StreamDocument
 
 _BLOCK = 4 << 20
 _PAGE = 4096
 _ZEROS = bytes(_BLOCK)
+_PACKED = 1 << 20
+
+# xz -9 needs 65 MiB to decompress; the format allows 4 GiB.
+_XZ_MEMORY = 512 << 20
 
 _MAGICS = {".xz": b"\xfd7zXZ\0", ".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd"}
 
@@ -80,13 +88,13 @@ def list_files(directory: Path, note: Callable[[str], None]) -> list[Path]:
         raise RehydratorError(f"{directory}: {error.strerror}") from None
     files = []
     for path in entries:
-        _check_name(path)
         if path.is_file() and not path.is_symlink():
+            _check_name(path)
             files.append(path)
         else:
             note(f"{path.name}: not a regular file, left out")
     if not files:
-        raise HostileInput(f"{directory}: no files in this directory")
+        raise HostileInput(f"{directory}: no files in this directory; put the release's images there")
     _check_claims(files)
     return files
 
@@ -109,6 +117,12 @@ def select_files(
             missing.append(item.name)
         elif path not in found:
             found[path] = item
+        else:
+            kept = found[path]
+            note(
+                f"{path.name}: stands in the stream document again, for {item.platform} {item.format}; "
+                f"kept as {kept.platform} {kept.format}"
+            )
     for path in files:
         if path not in found:
             note(f"{path.name}: not in the stream document, left out")
@@ -130,15 +144,17 @@ def take_in(
     Raises:
         DigestMismatch: a digest is not the one in the stream document.
         HostileInput: the compressed stream is damaged or cut short.
-        LimitExceeded: it unpacks to more than `limit` bytes, or the disk is full.
+        LimitExceeded: it has or unpacks to more than `limit` bytes, or the disk is full.
         RehydratorError: it cannot be read.
     """
     try:
         return _take_in(path, item, names, arch, work, limit)
     except OSError as error:
-        if error.errno in {28, 122}:
-            raise LimitExceeded(f"unpacking {path.name}: {error.strerror}; see --tmpdir") from None
-        raise RehydratorError(f"{path}: {error.strerror}") from None
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise LimitExceeded(
+                f"unpacking {path.name}: {error.strerror}; free some space, or see --tmpdir"
+            ) from None
+        raise RehydratorError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _take_in(
@@ -146,6 +162,10 @@ def _take_in(
 ) -> Source:
     file = FileReader(path)
     try:
+        if file.size > limit:
+            raise LimitExceeded(
+                f"{path.name}: {file.size} bytes, above the limit of {limit} (--max-image-size)"
+            )
         whole, status = measure(file), file.status
         packed = outer_suffix(path.name, file)
     finally:
@@ -273,10 +293,58 @@ def _size(path: Path) -> int:
 
 def _opener(suffix: str) -> Callable[[BinaryIO], BinaryIO]:
     if suffix == ".xz":
-        return lambda file: cast("BinaryIO", lzma.open(file))
+        return lambda file: cast("BinaryIO", io.BufferedReader(_XzStreams(file), _BLOCK))
     if suffix == ".gz":
         return lambda file: cast("BinaryIO", gzip.open(file))
     return lambda file: cast("BinaryIO", zstd.open(file))
+
+
+class _XzStreams(io.RawIOBase):
+    """The streams of an .xz file, one after the other, and the padding between them (the .xz
+    file format 1.2, sections 1 and 2.2). lzma.open() takes anything behind the first stream
+    for the end: padding, garbage, and a second stream that is damaged.
+    """
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self._packed, self._rest = packed, b""
+        self._decoder = _xz_decoder()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        view, made = memoryview(buffer).cast("B"), b""
+        while not made:
+            if self._decoder.eof and not self._next_stream():
+                return 0
+            made = self._decoder.decompress(self._input(), len(view))
+        view[: len(made)] = made
+        return len(made)
+
+    def _input(self) -> bytes:
+        if not self._decoder.needs_input:
+            return b""
+        data, self._rest = self._rest or self._packed.read(_PACKED), b""
+        if not data:
+            raise EOFError("it ends within a stream")
+        return data
+
+    def _next_stream(self) -> bool:
+        rest, padding = self._decoder.unused_data, 0
+        while True:
+            begin = rest.lstrip(b"\0")
+            padding += len(rest) - len(begin)
+            rest = begin or self._packed.read(_PACKED)
+            if begin or not rest:
+                break
+        if padding % 4:
+            raise lzma.LZMAError(f"{padding} zero bytes behind a stream")
+        self._rest, self._decoder = begin, _xz_decoder() if begin else self._decoder
+        return bool(begin)
+
+
+def _xz_decoder() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)
 
 
 def _write_sparse(image: BinaryIO, offset: int, block: bytes) -> None:
@@ -293,8 +361,10 @@ def _check_name(path: Path) -> None:
         name.encode()
     except UnicodeEncodeError:
         raise HostileInput(f"{name!r}: a file name that is not UTF-8; rename it") from None
-    if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
+    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in name):
         raise HostileInput(f"{name!r}: a file name with control characters; rename it")
+    if image_name(name) in {".", ".."}:
+        raise HostileInput(f"{name!r}: unpacked it has no name of its own; rename it")
 
 
 def _check_claims(files: Sequence[Path]) -> None:
