@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_DOCUMENT = 32 << 20
+
+
+# What the manifest can hold (bundle/FORMAT.md, section 4); said here, where the document has a name.
+_Text = Annotated[str, Field(pattern=r"^[^/\x00-\x1f\x7f-\x9f]{0,255}$")]
+_Name = Annotated[str, Field(pattern=r"^[^/\x00-\x1f\x7f-\x9f]{1,255}$")]
+_Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}$")]
 
 
 class _Model(BaseModel):
@@ -33,17 +39,17 @@ class _File(_Model):
 
 
 class _Platform(_Model):
-    release: str = ""
-    formats: dict[str, dict[str, _File]] = {}
+    release: _Text = ""
+    formats: dict[_Name, dict[_Word, _File]] = {}
 
 
 class _Arch(_Model):
-    artifacts: dict[str, _Platform] = {}
+    artifacts: dict[_Name, _Platform] = {}
 
 
 class _Stream(_Model):
-    stream: str
-    architectures: dict[str, _Arch]
+    stream: _Text
+    architectures: dict[_Word, _Arch]
 
 
 @dataclass(frozen=True, slots=True)
