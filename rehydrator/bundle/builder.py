@@ -28,7 +28,7 @@ from rehydrator.core.digest import sha256_hex
 from rehydrator.core.errors import NotInBundle, Unexplained, UsageError
 from rehydrator.formats import explain
 from rehydrator.metadata import stream as streams
-from rehydrator.metadata.names import parse_name
+from rehydrator.metadata.names import image_name, parse_name
 from rehydrator.metadata.stream import Described, Published
 from rehydrator.store.files import FileReader
 
@@ -156,11 +156,16 @@ class Builder:
 
     def _take_in(self, pool: Executor) -> tuple[list[Source], bytes | None]:
         options, note = self._options, self._reporter.note
+        _check_options(options)
         files = intake.list_files(options.directory, note)
         document, named = self._document(files)
         chosen = sorted(named) if named is not None else files
         if not chosen:
             raise NotInBundle(f"{options.directory}: none of its files is in the stream document")
+        known = {name for path in chosen for name in (path.name, image_name(path.name))}
+        for name in options.canonicals:
+            if name not in known:
+                raise UsageError(f"--canonical {name}: no such file; there are {', '.join(sorted(known))}")
         intake.check_free_space([(options.work, intake.estimated_need(chosen))])
         for directory in (self._root / "packs", self._root / "streams", options.work / "images"):
             directory.mkdir(parents=True)
@@ -216,7 +221,8 @@ class Builder:
     def _group(self, disks: Sequence[_Disk]) -> list[list[_Disk]]:
         """Groups of siblings, each with its canonical disk first."""
         explained = [disk for disk in disks if disk.survey]
-        forced = [self._forced(name, explained) for name in self._options.canonicals]
+        named = [self._forced(name, explained) for name in self._options.canonicals]
+        forced = list({id(disk): disk for disk in named}.values())
         rest = [disk for disk in explained if all(disk is not each for each in forced)]
         rest.sort(key=lambda disk: (-_survey_of(disk).data, disk.source.name))
         groups: list[list[_Disk]] = [[disk] for disk in forced]
@@ -233,7 +239,7 @@ class Builder:
         for disk in explained:
             if name in {disk.source.name, disk.source.path.name}:
                 return disk
-        raise UsageError(f"--canonical {name}: no such file among the disks that were explained")
+        raise UsageError(f"--canonical {name}: no disk that could be explained (see --dry-run --json)")
 
     # --- storing -----------------------------------------------------------------------------
 
@@ -276,7 +282,7 @@ class Builder:
     def _release(self, artifacts: list[Artifact], sources: list[Source], given: bytes | None) -> Release:
         options = self._options
         named = [source.named for source in sources]
-        name = options.name or next((each.name for each in named if each.name), options.directory.name)
+        name = options.name or next((each.name for each in named if each.name), _called(options.directory))
         release = options.release or next((each.release for each in named if each.release), "unknown")
         stream = self._stream or "unknown"
         document = given or self._written_document(stream, release, artifacts)
@@ -301,6 +307,21 @@ def _workers(jobs: int) -> Iterator[Executor]:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
+
+
+def _check_options(options: BuildOptions) -> None:
+    given = {"--name": options.name, "--stream": options.stream, "--release": options.release}
+    for option, text in given.items():
+        if text and not manifest.is_name(text):
+            raise UsageError(f"{option} {text!r:.80}: no slash, no control characters, at most 255 letters")
+    if options.arch and not manifest.is_word(options.arch):
+        raise UsageError(f"--arch {options.arch!r:.80}: not an architecture's name")
+
+
+def _called(directory: Path) -> str:
+    """What a release is called that neither an option nor its files name."""
+    name = directory.resolve().name
+    return name if manifest.is_name(name) and name.isprintable() else "release"
 
 
 def _only_arch(files: Sequence[Path]) -> str:

@@ -183,6 +183,16 @@ class Manifest:
         return seen
 
 
+def is_name(text: str) -> bool:
+    """Whether a release, a stream or a platform may be called so."""
+    return _NAME.match(text) is not None and not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def is_word(text: str) -> bool:
+    """Whether an architecture or a role may be called so."""
+    return _WORD.match(text) is not None
+
+
 def encode(manifest: Manifest) -> bytes:
     """The canonical bytes of bundle.json."""
     return canonical_json.dumps(

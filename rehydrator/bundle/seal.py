@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rehydrator import host
@@ -22,7 +23,6 @@ from rehydrator.oci.reference import GO_ARCHITECTURES, open_image, stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from rehydrator.bundle.builder import Built
     from rehydrator.oci.layout import Staging
@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 
 _MAX_LAYERS = 100
 _PROOF_SECONDS = 24 * 3600.0
+
+# Runs this very package: `-m` alone would look into the current directory first, which may be
+# somebody's release, and `-P` alone would miss a checkout that is not installed.
+_PROVER = (
+    "import sys; root = sys.argv.pop(1); root in sys.path or sys.path.insert(0, root); "
+    "from rehydrator.cli import program; program()"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,9 @@ def prove(staged: Path, jobs: int, tmpdir: Path) -> dict[str, Any]:
         DigestMismatch: something came out differently; names it.
         RehydratorError: the process failed.
     """
-    argv = [sys.executable, "-m", "rehydrator", "verify", "--staged", str(staged), "--all", "--json"]
+    package = Path(__file__).resolve().parents[2]
+    argv = [sys.executable, "-P", "-c", _PROVER, str(package)]
+    argv += ["verify", "--staged", str(staged), "--all", "--json"]
     argv += ["--jobs", str(jobs), "--tmpdir", str(tmpdir)]
     done = host.run(argv, _PROOF_SECONDS, show=sys.stderr.isatty())
     try:

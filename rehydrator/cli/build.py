@@ -23,7 +23,7 @@ from rehydrator.cli.common import (
     table,
     tmpdir_option,
 )
-from rehydrator.cli.keygen import password_from
+from rehydrator.cli.keygen import ask_password, password_from
 from rehydrator.core.errors import ToolMissing, UsageError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def command(
 
 
 def _target(output: str | None) -> Reference:
-    from rehydrator.oci.reference import parse
+    from rehydrator.oci.reference import parse, stage
 
     if not output:
         raise UsageError("say where the bundle goes: -o oci:DIR[:TAG] or -o oci-archive:FILE")
@@ -117,6 +117,8 @@ def _target(output: str | None) -> Reference:
         )
     if not target.path.absolute().parent.is_dir():
         raise UsageError(f"{target.path.absolute().parent}: no such directory; make it first")
+    with stage(target):
+        pass  # what cannot be written there is said now, not after hours
     return target
 
 
@@ -145,7 +147,7 @@ def _signer(key: Path, password_file: Path | None) -> Callable[[bytes], tuple[st
 
     def ask() -> bytes:
         given = password_from(password_file)
-        return given if given is not None else click.prompt("Password", hide_input=True, err=True).encode()
+        return given if given is not None else ask_password(confirm=False)
 
     private = load_private_key(key, ask)
     return lambda data: (key_id(private.public_key()), sign(data, private))
