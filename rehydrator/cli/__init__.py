@@ -68,8 +68,12 @@ def main(arguments: list[str] | None = None) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.UsageError as error:
+        if as_json:
+            return fail(UsageError(error.format_message()), as_json)
         error.show()
         return UsageError.exit_code
+    except click.ClickException as error:
+        return fail(RehydratorError(error.format_message()), as_json)
     except (KeyboardInterrupt, click.Abort):
         return fail(Interrupted("interrupted"), as_json)
     except RehydratorError as error:
@@ -97,8 +101,9 @@ def program() -> NoReturn:
     code = main()
     if code == Interrupted.exit_code:
         # Threads may be in the middle of seconds of compression; nobody waits for them.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
         os._exit(code)
     sys.exit(code)
 

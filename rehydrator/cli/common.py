@@ -88,8 +88,15 @@ def trusted(files: Files, key: Path | None) -> Bundle:
 
 
 def scratch(tmpdir: Path | None) -> Path:
-    """Where temporary files go."""
-    return tmpdir or Path(tempfile.gettempdir())
+    """Where temporary files go, if there are any: most bundles are read where they lie, also
+    where nothing can be written (tempfile.gettempdir() fails there).
+    """
+    if tmpdir:
+        return tmpdir
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        return Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - only named, never written
 
 
 def reference_of(option: str | None, argument: str | None = None) -> Reference:
@@ -112,7 +119,8 @@ class Progress:
     def __init__(self, title: str, total: int) -> None:
         self._title, self._total, self._done = title, total, 0
         self._started = self._shown = time.monotonic()
-        self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        # stderr is None where it was closed.
+        self._live = bool(sys.stderr and sys.stderr.isatty()) and os.environ.get("TERM") != "dumb"
 
     def advance(self, steps: int, detail: str = "") -> None:
         """Some bytes are done."""

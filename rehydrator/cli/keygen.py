@@ -15,7 +15,26 @@ def password_from(file: Path | None) -> bytes | None:
     if file:
         return file.read_bytes().rstrip(b"\r\n")
     value = os.environ.get("REHYDRATOR_PASSWORD")
-    return value.encode() if value is not None else None
+    return os.fsencode(value) if value is not None else None
+
+
+def ask_password(*, confirm: bool) -> bytes:
+    """The password that the user types.
+
+    Raises:
+        UsageError: there is nobody to ask.
+    """
+    try:
+        typed: str = click.prompt("Password", hide_input=True, confirmation_prompt=confirm, err=True)
+    except click.Abort as error:
+        # Click tells an end of input and Ctrl-C apart by nothing but the context.
+        if not isinstance(error.__context__, EOFError):
+            raise
+        raise UsageError(
+            "no terminal to ask for the password; give --password-file or REHYDRATOR_PASSWORD"
+            + (", or say --no-password" if confirm else "")
+        ) from None
+    return os.fsencode(typed)
 
 
 @click.command("keygen")
@@ -34,7 +53,7 @@ def command(prefix: Path, no_password: bool, password_file: Path | None) -> None
         raise UsageError("--no-password and --password-file contradict each other")
     password = None if no_password else password_from(password_file)
     if password is None and not no_password:
-        password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True).encode()
+        password = ask_password(confirm=True)
     if password == b"":
         raise UsageError("an empty password protects nothing; say --no-password if that is meant")
     key_id = keygen(str(prefix), password)

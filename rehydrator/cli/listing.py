@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rehydrator.cli import printable
 from rehydrator.cli.common import (
     bundle_option,
     human,
@@ -44,7 +45,7 @@ def command(
         [each.image.name, each.platform, each.arch, each.format, each.role, human(each.image.size)]
         for each in artifacts
     ]
-    click.echo(table(rows, {5}))
+    click.echo(printable(table(rows, {5})))
 
 
 def listed(artifact: Artifact) -> dict[str, Any]:

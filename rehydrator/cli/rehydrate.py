@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rehydrator.cli import describe, fail
+from rehydrator.cli import describe, fail, printable
 from rehydrator.cli.common import (
     Progress,
     bundle_option,
@@ -62,6 +62,10 @@ def command(
 
     if not any(wanted[name] for name in ("disks", "names", "every", "iso", "pxe")):
         raise UsageError("name what to rehydrate: --disk PLATFORM, --file NAME, --iso, --pxe or --all")
+    if not dest:
+        raise UsageError("DEST is empty; name a directory, or - for standard output")
+    if dest == "-" and sys.stdout is None:
+        raise UsageError("standard output is closed; redirect it to a file or a pipe")
     if dest == "-" and sys.stdout.isatty():
         raise UsageError("standard output is a terminal; redirect it to a file or a pipe")
     host.one_arena()
@@ -138,7 +142,8 @@ def _one(bundle: Bundle, artifact: Artifact, directory: Path, options: Options) 
 
 def _tell(outcome: dict[str, Any], artifact: Artifact) -> None:
     if outcome["status"] != "failed":
-        click.echo(f"{artifact.image.name}: {outcome['status']}, sha256 verified", err=True)
+        name = printable(artifact.image.name)
+        click.echo(f"{name}: {outcome['status']}, sha256 verified", err=True)
         return
 
     class _Failed(RehydratorError):

@@ -128,8 +128,15 @@ def export_signed(bundle: Bundle, directory: Path) -> None:
 
 
 def _side_by_side(work: Iterable[tuple[str, Callable[[], object]]], jobs: int) -> list[dict[str, Any]]:
-    with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(lambda each: _finding(*each), work))
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        found = list(pool.map(lambda each: _finding(*each), work))
+    except BaseException:
+        # Nobody waits for images of many GiB after Ctrl-C.
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+    return found
 
 
 def _finding(name: str, check: Callable[[], object]) -> dict[str, Any]:
