@@ -153,12 +153,11 @@ class Comparison:
             said = said.replace(f"{path}/", "")
         return said
 
-    def _record(self, key: str, done: dict[str, Any]) -> dict[str, Any]:
-        self.results["steps"][key] = done
+    def _record(self, key: str, done: dict[str, Any]) -> None:
+        self.results["steps"][key] = {name: value for name, value in done.items() if name != "stdout"}
         scratch = self._kept.with_suffix(".new")
         scratch.write_text(json.dumps(self.results, indent=1) + "\n")
         scratch.replace(self._kept)
-        return done
 
     def _check_space(self) -> None:
         """Room for every peer's worst case (a delta as large as its file), and one file as it comes back."""
@@ -314,7 +313,6 @@ class Comparison:
         wanted = self._canonical if who in {PIPELINE, OPENSSL} else file
         if not done["failed"] and self._digest(done, wanted) != wanted.sha256:
             done["failed"] = "other bytes came back"
-        done["stdout"] = ""
         self._record(key, done)
         self._fresh("scratch")
 
