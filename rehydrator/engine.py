@@ -31,7 +31,7 @@ from rehydrator.core.recipe import output_offsets, unpack_integers
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
-    from rehydrator.core.ops import Decode, EncodeRule, Framing, Op, Rules, SizeTable
+    from rehydrator.core.ops import Decode, DecodeRule, EncodeRule, Framing, Op, Rules, SizeTable
     from rehydrator.core.reader import Reader
 
 T = TypeVar("T")
@@ -250,17 +250,23 @@ class Machine:
 
         def make() -> bytes:
             stored = self.read(rule.input, op.offset, op.stored)
-            if not op.prefix_length:
-                plain, used = codec(rule.codec).unpack(stored, dict(rule.params), op.length)
-                if len(plain) != op.length or used != op.stored:
-                    raise HostileInput(f"{op.stored} bytes do not decode to exactly {op.length}")
-                return plain
-            if rule.prefix is None or rule.codec != "zstd":
+            if rule.codec == "zstd":
+                return decompress(stored, op.length, "residue", self._prefix(rule, op))
+            if op.prefix_length:
                 raise HostileInput(f"{rule.codec} has no prefix")
-            prefix = self.read(rule.prefix, op.prefix_offset, op.prefix_length)
-            return decompress(stored, op.length, "residue", prefix)
+            plain, used = codec(rule.codec).unpack(stored, dict(rule.params), op.length)
+            if len(plain) != op.length or used != op.stored:
+                raise HostileInput(f"{op.stored} bytes do not decode to exactly {op.length}")
+            return plain
 
         return self.cache.get(key, make)
+
+    def _prefix(self, rule: DecodeRule, op: Decode) -> bytes:
+        if not op.prefix_length:
+            return b""
+        if rule.prefix is None:
+            raise HostileInput("a prefix, and no space that it comes from")
+        return self.read(rule.prefix, op.prefix_offset, op.prefix_length)
 
 
 def frame_unit(framing: Framing, source: int, packed: bytes) -> bytes:

@@ -284,11 +284,11 @@ def units_zstd() -> Draft:
     return units("zstd", {"level": 3}, lambda plain: zstd.compress(plain, 3))
 
 
-def decodes() -> Draft:
+def decodes(foxes: bytes = FOXES_ZSTD) -> Draft:
     """Zlib, zstd, and zstd with a prefix."""
     making = Making()
     deflated = bytes.fromhex("78da") + zlib.compress(FOXES, 9)[2:]
-    places = [making.data(data) for data in (deflated, FOXES_ZSTD, NEWS_ZSTD, ALPHABET)]
+    places = [making.data(data) for data in (deflated, foxes, NEWS_ZSTD, ALPHABET)]
     params = {"level": 9, "memlevel": 8, "wbits": 15}
     prefix = making.recipe([0], [Copy(len(ALPHABET), 0, places[3])])
     making.rules["decodes"] = [
@@ -298,7 +298,7 @@ def decodes() -> Draft:
     ]
     ops: list[Op] = [
         Decode(len(FOXES), 0, places[0], len(deflated)),
-        Decode(len(FOXES), 1, places[1], len(FOXES_ZSTD)),
+        Decode(len(FOXES), 1, places[1], len(foxes)),
         Decode(len(NEWS), 2, places[2], len(NEWS_ZSTD), 0, len(ALPHABET)),
     ]
     making.artifact("decodes.raw", making.recipe([0, prefix], ops), FOXES + FOXES + NEWS)
@@ -634,6 +634,15 @@ document(8, "space_pack_missing", "a space of a pack that does not exist", put("
 document(
     8, "space_wrong_size", "a pack's space has more bytes than its frames", put("spaces", 0, "size", 9999)
 )
+document(
+    8, "how_cost_text", "a cost that is no number", put("releases", 0, "artifacts", 0, "how", "cost", "x")
+)
+document(
+    8,
+    "how_tried_text",
+    "tried rungs that are a text",
+    put("releases", 0, "artifacts", 0, "how", "tried", "x"),
+)
 document(8, "inputs_not_lower", "a space stands on itself", put("spaces", 1, "inputs", [0, 1]))
 document(8, "inputs_descend", "inputs do not ascend", put("spaces", 3, "inputs", [2, 1]))
 document(8, "inputs_incomplete", "ops name a space not among the inputs", put("spaces", 3, "inputs", [1]))
@@ -745,6 +754,16 @@ def change_decode(draft: Draft, by: int) -> None:
     assert isinstance(first, Decode)
     chunk.stored = encode_chunk([replace(first, stored=first.stored + by), *rest])
     chunk.plain = len(chunk.stored)
+
+
+def unsized() -> Draft:
+    block = (len(FOXES) << 3 | 1).to_bytes(3, "little") + FOXES
+    return decodes(b"\x28\xb5\x2f\xfd\0" + bytes([7 << 3]) + block)
+
+
+@broken(8, "a Decode of a zstd frame that states no size", unsized)
+def decode_zstd_states_nothing(_: Draft) -> None:
+    pass
 
 
 @broken(8, "a Decode with a prefix that is not the one it was made with", decodes)

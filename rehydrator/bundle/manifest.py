@@ -50,6 +50,8 @@ MAX_FILE_NAME = 255
 _PACK = re.compile(r"packs/[A-Za-z0-9][A-Za-z0-9._-]{0,200}\Z")
 _DOCUMENT = re.compile(r"streams/[A-Za-z0-9][A-Za-z0-9._-]{0,200}\Z")
 _NAME = re.compile(r"[^/\x00-\x1f\x7f-\x9f]{1,255}\Z")
+_HOW_TEXTS = ("rung", "format")
+_HOW_OBJECTS = ("facts", "encoders", "bytes")
 _HEX = re.compile(r"(?:[0-9a-f]{2}){0,4096}\Z")
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}\Z")
 
@@ -526,8 +528,25 @@ def _artifact(item: Object) -> Artifact:
         sparse=item.flag("sparse"),
         virtual_size=item.number("virtual_size"),
         canonical=item.flag("canonical"),
-        how=item.object("how").raw(),
+        how=_how(item.object("how")),
     )
+
+
+def _how(item: Object) -> dict[str, Any]:
+    """For display only, and still what it is said to be: it may come from anybody."""
+    for key in _HOW_TEXTS:
+        if item.has(key):
+            item.text(key)
+    for key in _HOW_OBJECTS:
+        if item.has(key):
+            inner = item.object(key)
+            for name in inner.raw():
+                inner.number(name) if key == "bytes" else inner.text(name)
+    for tried in item.each("tried", lambda each: each) if item.has("tried") else ():
+        tried.text("rung"), tried.text("why")
+    if item.has("cost"):
+        item.number("cost")
+    return item.raw()
 
 
 def _artifact_json(artifact: Artifact) -> dict[str, Any]:

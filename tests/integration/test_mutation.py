@@ -21,18 +21,21 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from backports import zstd
 
+from rehydrator.bundle.reader import HeldChunks
 from rehydrator.bundle.rehydrate import Options, to_directory
 from rehydrator.cli.common import trusted
 from rehydrator.core.errors import HostileInput, NotInBundle, RehydratorError
-from rehydrator.core.ops import Copy, Decode
+from rehydrator.core.ops import Copy, Decode, Rules, Series, SizeTable, zeros
 from rehydrator.core.reader import BytesReader
 from rehydrator.core.recipe import decode_chunk, encode_chunk
+from rehydrator.engine import Machine, OpsSpace
 from rehydrator.oci.reference import open_bundle, parse
 from rehydrator.oci.signature import keygen, load_private_key, sign
 from tests.vectors.draft import Draft, DraftFrame, canonical, read_tree, write_tree
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rehydrator.bundle.reader import Bundle
+    from rehydrator.core.ops import Op
     from rehydrator.core.reader import Reader
     from rehydrator.store.files import Files
 
@@ -484,23 +488,49 @@ def hoard(draft: Draft, ops: list[Any], frames: list[bytes], decodes: list[Any])
 
 
 def test_pieces_do_not_keep_their_frames(original: Original) -> None:
-    """A byte of each of 40 frames of 64 MiB, thousands of times: memory stays far below their sum."""
+    """A byte, then 5,000, of each of 20 frames of 64 MiB: memory stays far below their sum."""
     frame = zstd.compress(bytes(1 << 26))
-    ops = [Copy(1, 0, (k % 40 << 26) + k) for k in range(160)] + [Copy(5000, 0, k << 26) for k in range(40)]
+    ops = [Copy(1, 0, (k % 20 << 26) + k) for k in range(20)] + [Copy(5000, 0, k << 26) for k in range(20)]
     tally = run_cases(
-        range(1), lambda _, tally: _ask_hoard(hoard(Draft.of(original.tree), ops, [frame] * 40, []), tally)
+        range(1), lambda _, tally: _ask_hoard(hoard(Draft.of(original.tree), ops, [frame] * 20, []), tally)
     )
     assert tally.codes == {5: 1}
 
 
 def test_pieces_are_joined(original: Original) -> None:
-    """A recipe of 400,000 copies of one byte does not become as many objects."""
-    ops = [Copy(1, 0, k * 7) for k in range(400_000)]
-    frame = zstd.compress(bytes(1 << 26))
-    tally = run_cases(
-        range(1), lambda _, tally: _ask_hoard(hoard(Draft.of(original.tree), ops, [frame], []), tally)
-    )
-    assert tally.codes == {5: 1}
+    """20,000 copies of one byte come as five pieces, not as 20,000 objects of 200 bytes."""
+    ops = [Copy(1, 0, k * 7) for k in range(20_000)]
+    tree = hoard(Draft.of(original.tree), ops, [zstd.compress(bytes(1 << 26))], [])
+    machine = trusted(MemoryFiles(tree), None).machine
+    sizes = [len(bytes(machine.read(1, 0, 1))), *(len(piece) for piece in machine.pieces(1, 0, 20_000))]
+    assert sizes == [1, 4096, 4096, 4096, 4096, 3616]
+
+
+def test_held_chunks_are_bounded() -> None:
+    """Chunks of all spaces together are forgotten by the number of their ops, oldest first."""
+    held, made = HeldChunks(limit=8), []
+
+    def make(key: int) -> tuple[list[Op], list[int]]:
+        made.append(key)
+        return [zeros(1)] * 4, [0, 1, 2, 3, 4]
+
+    for key in (1, 2, 1, 3, 1, 2):
+        held.get((key, 0), partial(make, key))
+    assert made == [1, 2, 3, 2]
+
+
+def test_size_tables_are_bounded() -> None:
+    """A table of 2^22 units is summed up in 64 MiB; one unit more, or a sum above 2^60, is refused."""
+    tables = (SizeTable(0, 1, 1), SizeTable(1, 1, 1), SizeTable(2, 4, 1 << 23))
+    rows = [zeros(1 << 22), zeros((1 << 22) + 1), Series(256, (1 << 32) - 1, 0, 4, "little")]
+    machine = Machine({number: OpsSpace([op]) for number, op in enumerate(rows)}, Rules(tables))
+    before = reset_peak()
+    assert len(machine.unit_ends(0)) == (1 << 22) + 1
+    assert peak() - before < 64 << 20
+    with pytest.raises(HostileInput, match="a size table of 4194305 bytes"):
+        machine.unit_ends(1)
+    with pytest.raises(HostileInput, match="a size table whose units are too large"):
+        machine.unit_ends(2)
 
 
 def test_decodes_do_not_stay(original: Original) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NUMBER, LIST = 1 << 60, 1 << 16
 MEBI = 1 << 20
+TEXT = r"(?s).*"
 NAME = r"[^/\x00-\x1f\x7f-\x9f]{1,255}"
 WORD = r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}"
 HEX64 = r"[0-9a-f]{64}"
@@ -86,7 +87,7 @@ def canonical(value: Any, depth: int) -> str:
 
 
 # --- section 4: bundle.json. A shape is a dict of keys (a trailing ? is optional), [shape, most],
-# a highest number, a tuple of choices, a pattern, or the type bool or dict.
+# a highest number, a tuple of choices, a pattern, or the type bool or dict; {"*": shape} is any key.
 
 FILE = {"size": NUMBER, "sha256": HEX64}
 PACK = FILE | {
@@ -106,9 +107,12 @@ RULES = {
     "decodes": [CODEC | {"input": LIST, "prefix?": LIST}, LIST],
 }
 PLAIN = {"space": LIST, "offset": NUMBER, "length": 1 << 23}
+TRIED = {"rung": TEXT, "why": TEXT}
+HOW = {"rung?": TEXT, "format?": TEXT, "cost?": NUMBER, "tried?": [TRIED, LIST], "bytes?": {"*": NUMBER}}
+HOW |= {"facts?": {"*": TEXT}, "encoders?": {"*": TEXT}}
 FORM = {"name": NAME, "size": NUMBER, "sha256": HEX64, "data?": NUMBER, "space?": LIST}
 ARTIFACT = {"platform": NAME, "format": NAME, "arch": WORD, "role": WORD, "mtime": 1 << 40, "mode": 0o777}
-ARTIFACT |= {"sparse": bool, "virtual_size": NUMBER, "canonical": bool, "how": dict}
+ARTIFACT |= {"sparse": bool, "virtual_size": NUMBER, "canonical": bool, "how": HOW}
 ARTIFACT |= {"forms": {"image": FORM, "published?": FORM}}
 DOCUMENT = FILE | {"file": r"streams/[A-Za-z0-9][A-Za-z0-9._-]{0,200}", "size": 32 * MEBI}
 RELEASE = {"name": NAME, "stream": NAME, "release": NAME, "document": DOCUMENT, "artifacts": [ARTIFACT, LIST]}
@@ -136,8 +140,12 @@ def fits(value: Any, shape: Any, where: str) -> None:
             fits(item, shape[0], where)
     else:
         need(isinstance(value, dict), where)
+        for item in value.values() if "*" in shape else ():
+            fits(item, shape["*"], where)
         for key, inner in shape.items():
             name = key.rstrip("?")
+            if key == "*":
+                continue
             if name == key or value.get(name) is not None:
                 fits(value.get(name), inner, f"{where}.{name}")
 

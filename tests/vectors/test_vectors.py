@@ -149,6 +149,8 @@ def test_schema_names_every_key_that_is_encoded(built: Path) -> None:
         "table-width",
         "unit-of-nothing",
         "mode-setuid",
+        "how-cost-text",
+        "how-tried-text",
         "image-without-space",
     ],
 )
