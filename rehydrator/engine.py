@@ -101,13 +101,15 @@ class Cache:
         return value
 
     def _evict(self) -> None:
-        for key in list(self._entries):
+        gone = []
+        for key, entry in self._entries.items():
             if self._held <= self._limit:
-                return
-            entry = self._entries[key]
+                break
             if entry.done():
-                del self._entries[key]
+                gone.append(key)
                 self._held -= len(entry.result()) + _ENTRY
+        for key in gone:
+            del self._entries[key]
 
 
 class Machine:
@@ -357,9 +359,9 @@ def _coalesced(pieces: Iterator[Piece]) -> Iterator[Piece]:
 
 def view(data: bytes, start: int, end: int) -> memoryview:
     """Bytes [start, end) of `data`; copied where they are so few that they must not keep all
-    of it in memory. So what a caller holds is at most four times what it asked for."""
+    of it in memory. So what a caller holds is at most eight times what it asked for."""
     whole = memoryview(data)
-    return whole[start:end] if (end - start) * 4 >= len(data) else memoryview(bytes(whole[start:end]))
+    return whole[start:end] if (end - start) * 8 >= len(data) else memoryview(bytes(whole[start:end]))
 
 
 @dataclass(frozen=True, slots=True)
