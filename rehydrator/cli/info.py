@@ -62,19 +62,19 @@ def command(
         click.echo("\n\n".join(described(each) for each in artifacts))
         return
     for key_, value in whole.items():
-        click.echo(f"{key_}: {value}")
+        click.echo(printable(f"{key_}: {value}"))
     rows = [["FILE", "SIZE", "ADDS", "RUNG", "CANONICAL"]]
     rows += [
         [
             each.image.name,
             human(each.image.size),
-            human(_count(each.how.get("cost"))),
-            printable(rung(each)),
+            human(each.how.get("cost") or 0),
+            rung(each),
             "*" if each.canonical else "",
         ]
         for each in artifacts
     ]
-    click.echo(table(rows, {1, 2}))
+    click.echo(printable(table(rows, {1, 2})))
 
 
 def summary(bundle: Bundle) -> dict[str, Any]:
@@ -95,15 +95,6 @@ def rung(artifact: Artifact) -> str:
     return f"{how.get('rung')} ({how['format']})" if how.get("format") else str(how.get("rung"))
 
 
-def _count(value: object) -> int:
-    return value if type(value) is int else 0
-
-
-def _facts(value: object) -> dict[str, Any]:
-    """`how` is free text of whoever built the bundle: nothing about its types is checked."""
-    return value if isinstance(value, dict) else {}
-
-
 def described(artifact: Artifact) -> str:
     """One artifact for people."""
     how = artifact.how
@@ -114,14 +105,12 @@ def described(artifact: Artifact) -> str:
         + (f", a disk of {artifact.virtual_size}" if artifact.virtual_size else ""),
         f"  sha256         {artifact.image.sha256}",
         f"  stored as      {rung(artifact)}" + (", its disk is canonical" if artifact.canonical else ""),
-        f"  adds           {_count(how.get('cost'))} bytes to the bundle",
+        f"  adds           {how.get('cost') or 0} bytes to the bundle",
     ]
     if artifact.published:
         lines.insert(4, f"  published as   {artifact.published.name}, sha256 {artifact.published.sha256}")
-    lines += [f"  {origin:14} {count} bytes" for origin, count in sorted(_facts(how.get("bytes")).items())]
-    lines += [f"  encoder        {version}" for version in _facts(how.get("encoders")).values()]
-    lines += [f"  {name:14} {value}" for name, value in _facts(how.get("facts")).items()]
-    tried = how.get("tried")
-    for each in map(_facts, tried if isinstance(tried, list) else ()):
-        lines.append(f"  not {each.get('rung')!s:10} {each.get('why')}")
+    lines += [f"  {origin:14} {count} bytes" for origin, count in sorted((how.get("bytes") or {}).items())]
+    lines += [f"  encoder        {version}" for version in (how.get("encoders") or {}).values()]
+    lines += [f"  {name:14} {value}" for name, value in (how.get("facts") or {}).items()]
+    lines += [f"  not {each['rung']:10} {each['why']}" for each in how.get("tried") or ()]
     return printable("\n".join(lines))
