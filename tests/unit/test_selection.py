@@ -1,0 +1,89 @@
+"""Which artifacts a request names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rehydrator.bundle.manifest import Artifact, Form
+from rehydrator.bundle.selection import select
+from rehydrator.core.errors import NotInBundle, UsageError
+
+
+def artifact(name: str, platform: str, key: str, arch: str = "x86_64", role: str = "disk") -> Artifact:
+    image = Form(name, 1, "0" * 64, 0)
+    published = Form(f"{name}.xz", 1, "1" * 64)
+    return Artifact(platform, arch, key, role, image, published, 0, 0o644, False, 0, False)
+
+
+ALL = [
+    artifact("q", "qemu", "qcow2.xz"),
+    artifact("q-arm", "qemu", "qcow2.xz", "aarch64"),
+    artifact("m", "metal", "raw.xz"),
+    artifact("m4k", "metal", "4k.raw.xz"),
+    artifact("iso", "metal", "iso"),
+    artifact("k", "metal", "pxe", role="kernel"),
+    artifact("i", "metal", "pxe", role="initramfs"),
+    artifact("z", "ibm", "qcow2", "s390x"),
+    artifact("v1", "vm", "ova"),
+    artifact("v2", "vm", "vmdk"),
+]
+
+
+def names(host: str = "x86_64", **wanted: Any) -> list[str]:
+    """The names that a request gives."""
+    empty: dict[str, Any] = {"disks": (), "names": (), "iso": False, "pxe": False, "every": False}
+    request = {**empty, "arch": None, "formats": (), **wanted}
+    return [each.image.name for each in select(ALL, **request, host_arch=lambda: host)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({"disks": ["qemu"]}, ["q"]),
+        ({"disks": ["qemu"], "host": "aarch64"}, ["q-arm"]),
+        ({"disks": ["qemu"], "arch": "aarch64"}, ["q-arm"]),
+        ({"disks": ["ibm"]}, ["z"]),
+        ({"disks": ["metal"]}, ["m"]),
+        ({"disks": ["metal"], "formats": ["4k.raw"]}, ["m4k"]),
+        ({"disks": ["metal"], "formats": ["4k.raw.xz"]}, ["m4k"]),
+        ({"disks": ["metal"], "formats": ["iso"]}, ["iso"]),
+        ({"disks": ["vm"], "formats": ["vmdk"]}, ["v2"]),
+        ({"disks": ["vm", "qemu"], "formats": ["vmdk", "4k.raw"]}, ["v2", "q"]),
+        ({"iso": True}, ["iso"]),
+        ({"pxe": True}, ["k", "i"]),
+        ({"disks": ["metal"], "iso": True, "pxe": True}, ["m", "iso", "k", "i"]),
+        ({"names": ["k", "q-arm"]}, ["k", "q-arm"]),
+        ({"disks": ["qemu"], "names": ["q"]}, ["q"]),
+        ({"every": True, "arch": "s390x"}, ["z"]),
+        ({"every": True}, [each.image.name for each in ALL]),
+    ],
+)
+def test_named(wanted: dict[str, Any], expected: list[str]) -> None:
+    """In the order of the request, each once; the host's architecture, the 512-byte raw disk."""
+    assert names(**wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error", "said"),
+    [
+        ({"disks": ["nowhere"]}, NotInBundle, "ibm, metal, qemu, vm"),
+        ({"disks": ["qemu"], "host": "riscv64"}, UsageError, "aarch64, x86_64"),
+        ({"disks": ["qemu"], "arch": "s390x"}, NotInBundle, "aarch64, x86_64"),
+        ({"disks": ["qemu"], "arch": "z80"}, NotInBundle, "aarch64, s390x, x86_64"),
+        ({"disks": ["vm"]}, UsageError, "--format: ova, vmdk"),
+        ({"disks": ["vm"], "formats": ["ova", "vmdk"]}, NotInBundle, "ova, vmdk"),
+        ({"disks": ["vm"], "formats": ["raw"]}, NotInBundle, "ova, vmdk"),
+        ({"disks": ["qemu"], "formats": ["raw"]}, NotInBundle, "qcow2.xz"),
+        ({"iso": True, "arch": "s390x"}, NotInBundle, "no iso for s390x"),
+        ({"pxe": True, "arch": "aarch64"}, NotInBundle, "no pxe for aarch64"),
+        ({"names": ["nothing"]}, NotInBundle, "q-arm"),
+        ({"names": ["q.xz"]}, NotInBundle, "q-arm"),
+        ({"names": ["q"], "arch": "aarch64"}, NotInBundle, "q-arm"),
+    ],
+)
+def test_refused(wanted: dict[str, Any], error: type[Exception], said: str) -> None:
+    """Unknown is NotInBundle, ambiguous is UsageError; both list what exists."""
+    with pytest.raises(error, match=said):
+        names(**wanted)
