@@ -47,6 +47,9 @@ _ENTRY = 2048
 # Pieces below this are joined: a piece costs 200 bytes, and a hostile recipe may have one a byte.
 _SMALL = 4096
 
+# Bytes of a series that are made at once.
+_STEP = 64 << 10
+
 
 class Zeros(NamedTuple):
     """A run of zero bytes."""
@@ -148,7 +151,7 @@ class Machine:
         if is_zeros(op):
             return iter((Zeros(length),))
         if isinstance(op, Series):
-            return iter((memoryview(_series(op, offset, length)),))
+            return _series_pieces(op, offset, length)
         if isinstance(op, Offsets):
             return iter((memoryview(self._offsets(op, offset, length)),))
         if isinstance(op, Encode):
@@ -287,6 +290,13 @@ def _rule(rules: Sequence[T], number: int) -> T:
     if not 0 <= number < len(rules):
         raise HostileInput(f"an op names rule {number}, which does not exist")
     return rules[number]
+
+
+def _series_pieces(op: Series, offset: int, length: int) -> Iterator[Piece]:
+    """In steps, because each integer is an object of 40 bytes until its step is joined."""
+    end = offset + length
+    for at in range(offset, end, _STEP):
+        yield memoryview(_series(op, at, min(_STEP, end - at)))
 
 
 def _series(op: Series, offset: int, length: int) -> bytes:

@@ -506,6 +506,15 @@ def test_pieces_are_joined(original: Original) -> None:
     assert sizes == [1, 4096, 4096, 4096, 4096, 3616]
 
 
+def test_series_are_made_in_steps() -> None:
+    """4 MiB of one-byte integers do not become four million objects."""
+    machine = Machine({0: OpsSpace([Series(4 << 20, 0, 1, 1, "little")])}, Rules())
+    before = reset_peak()
+    made = machine.read(0, 1, (4 << 20) - 1)
+    assert peak() - before < 32 << 20
+    assert made == (bytes(range(256)) * (1 << 14))[1:]
+
+
 def test_held_chunks_are_bounded() -> None:
     """Chunks of all spaces together are forgotten by the number of their ops, oldest first."""
     held, made = HeldChunks(limit=8), []
