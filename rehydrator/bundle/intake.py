@@ -162,12 +162,12 @@ def _take_in(
 ) -> Source:
     file = FileReader(path)
     try:
-        if file.size > limit:
+        packed = outer_suffix(path.name, file)
+        if not packed and file.size > limit:
             raise LimitExceeded(
                 f"{path.name}: {file.size} bytes, above the limit of {limit} (--max-image-size)"
             )
         whole, status = measure(file), file.status
-        packed = outer_suffix(path.name, file)
     finally:
         file.close()
     image, inner = path, whole
