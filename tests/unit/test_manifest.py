@@ -1,0 +1,215 @@
+"""bundle.json: what is written reads back, and every lie in it is refused with its place."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rehydrator.bundle.manifest import (
+    Artifact,
+    Form,
+    KnownAnswer,
+    Manifest,
+    Pack,
+    PackSpace,
+    RecipeSpace,
+    Release,
+    StoredFile,
+    decode,
+    encode,
+    is_name,
+    is_word,
+)
+from rehydrator.core import canonical_json
+from rehydrator.core.errors import HostileInput
+from rehydrator.core.ops import (
+    DecodeRule,
+    EncodeRule,
+    FrameField,
+    Framing,
+    OffsetRule,
+    Rules,
+    SizeTable,
+    Term,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DIGEST = "0123456789abcdef" * 4
+
+
+def form(name: str, size: int = 10, space: int | None = 2) -> Form:
+    return Form(name, size, DIGEST, space, size // 2)
+
+
+def artifact(name: str, arch: str = "x86_64") -> Artifact:
+    how = {"rung": "explained", "cost": 5, "bytes": {"copied": 9}}
+    published = Form(f"{name}.xz", 7, DIGEST)
+    return Artifact(
+        "qemu", arch, "raw.xz", "disk", form(name), published, 1_600_000_000, 0o644, True, 9, True, how
+    )
+
+
+def made() -> Manifest:
+    """A manifest that has one of everything."""
+    framing = Framing(bytes(12), (FrameField(0, 8, "little", "source", 9),), 512)
+    return Manifest(
+        packs=(Pack(StoredFile("packs/0.pack", 500, DIGEST), 400, 100, DIGEST),),
+        spaces=(PackSpace(0, 900), PackSpace(0, 50), RecipeSpace(0, 1, 2, 10, (0, 1))),
+        rules=Rules(
+            (SizeTable(1, 2, 512),),
+            (OffsetRule(0, 8, "big", 1 << 62, (Term("start", 0, 0), Term("size", 9, 54, True))),),
+            (EncodeRule("zlib", (("level", 6), ("wbits", -12)), 0, 65_536, 0, framing),),
+            (DecodeRule("zstd", (), 0, 1), DecodeRule("zstd", (), 0)),
+        ),
+        known_answers=(KnownAnswer("zlib", (("level", 6),), "zlib 1.3", 0, 800, 100, DIGEST),),
+        releases=(
+            Release(
+                "demo",
+                "stable",
+                "1.0",
+                StoredFile("streams/a.json", 5, DIGEST),
+                (artifact("a"), artifact("a", "s390x"), artifact("é\N{SNOWMAN} -")),
+            ),
+        ),
+    )
+
+
+def test_round_trip() -> None:
+    """Every field reads back; the bytes are canonical."""
+    data = encode(made())
+    assert decode(data) == made()
+    assert encode(decode(data)) == data
+    assert [each.file for each in made().stored_files()] == ["packs/0.pack", "streams/a.json"]
+    assert made().reach(2) == {0, 1, 2}
+
+
+def test_unknown_keys_are_passed_over() -> None:
+    """Later versions may add facts; what a reader must know stands in `requires`."""
+    value: Any = canonical_json.loads(encode(made()), "doc", 1 << 20)
+    value["later"] = {"x": [1]}
+    value["releases"][0]["artifacts"][0]["later"] = "y"
+    assert decode(canonical_json.dumps(value)) == made()
+
+
+@pytest.mark.parametrize("spelling", [b" ", b"\n", b"\xef\xbb\xbf"])
+def test_one_spelling_only(spelling: bytes) -> None:
+    """The same facts in another spelling are refused."""
+    data = encode(made())
+    for other in (data + spelling, spelling + data, data.rstrip(b"\n"), data.replace(b":", b": ", 1)):
+        with pytest.raises(HostileInput, match=r"bundle\.json"):
+            decode(other)
+
+
+def setter(*path: Any) -> Callable[[Any], None]:
+    """Sets the last element at the place that the others name."""
+    *keys, last, value = path
+
+    def change(document: Any) -> None:
+        for key in keys:
+            document = document[key]
+        document[last] = value
+
+    return change
+
+
+FILE = ("releases", 0, "artifacts", 0)
+IMAGE = (*FILE, "forms", "image")
+
+LIES: dict[str, Callable[[Any], None]] = {
+    "another format": setter("format", "x"),
+    "a later version": setter("version", 2),
+    "a feature of a newer program": setter("requires", ["x"]),
+    "a pack outside": setter("packs", 0, "file", "packs/../../etc/passwd"),
+    "an absolute pack": setter("packs", 0, "file", "/packs/0"),
+    "a pack that is bundle.json": setter("packs", 0, "file", "bundle.json"),
+    "a negative size": setter("packs", 0, "size", -1),
+    "a size above all": setter("packs", 0, "size", 1 << 61),
+    "a size that is true": setter("packs", 0, "size", True),
+    "an index not at the end": setter("packs", 0, "index", "offset", 399),
+    "a short digest": setter("packs", 0, "sha256", "00"),
+    "an upper-case digest": setter("packs", 0, "sha256", DIGEST.upper()),
+    "a document outside": setter("releases", 0, "document", "file", "streams/../x"),
+    "a document too large": setter("releases", 0, "document", "size", 1 << 40),
+    "a space of no pack": setter("spaces", 0, "pack", 1),
+    "a space on itself": setter("spaces", 2, "inputs", [2]),
+    "a space on a later one": setter("spaces", 2, "inputs", [3]),
+    "inputs out of order": setter("spaces", 2, "inputs", [1, 0]),
+    "inputs twice": setter("spaces", 2, "inputs", [0, 0]),
+    "a table of no space": setter("rules", "tables", 0, "space", 3),
+    "a width of 3": setter("rules", "tables", 0, "width", 3),
+    "a width of true": setter("rules", "tables", 0, "width", True),
+    "an offset of no table": setter("rules", "offsets", 0, "table", 1),
+    "a shift of 64": setter("rules", "offsets", 0, "terms", 0, "right", 64),
+    "an unknown quantity": setter("rules", "offsets", 0, "terms", 0, "quantity", "x"),
+    "middle endian": setter("rules", "offsets", 0, "endian", "middle"),
+    "units of no bytes": setter("rules", "encodes", 0, "unit", 0),
+    "units above the limit": setter("rules", "encodes", 0, "unit", 1 << 30),
+    "a field outside of its header": setter("rules", "encodes", 0, "framing", "fields", 0, "at", 5),
+    "alignment to nothing": setter("rules", "encodes", 0, "framing", "align", 0),
+    "half a byte": setter("rules", "encodes", 0, "framing", "header", "0"),
+    "a huge parameter": setter("rules", "encodes", 0, "params", "level", 1 << 40),
+    "a codec with a slash": setter("rules", "encodes", 0, "codec", "a/b"),
+    "a decode of no space": setter("rules", "decodes", 0, "input", 9),
+    "a prefix of no space": setter("rules", "decodes", 0, "prefix", 9),
+    "an answer outside": setter("known_answers", 0, "plain", "offset", 801),
+    "an answer about nothing": setter("known_answers", 0, "plain", "length", 0),
+    "a name with a slash": setter(*IMAGE, "name", "../x"),
+    "a name with NUL": setter(*IMAGE, "name", "a\0b"),
+    "a name with a newline": setter(*IMAGE, "name", "a\nb"),
+    "a name with an escape": setter(*IMAGE, "name", "a\x9bb"),
+    "no name": setter(*IMAGE, "name", ""),
+    "dot": setter(*IMAGE, "name", "."),
+    "dot dot": setter(*IMAGE, "name", ".."),
+    "a name too long in bytes": setter(*IMAGE, "name", "é" * 128),
+    "a platform with a slash": setter(*FILE, "platform", "a/b"),
+    "a set-user-id mode": setter(*FILE, "mode", 0o4755),
+    "a time beyond all": setter(*FILE, "mtime", 1 << 50),
+    "sparse by number": setter(*FILE, "sparse", 1),
+    "no recipe": setter(*IMAGE, "space", None),
+    "a recipe that does not exist": setter(*IMAGE, "space", 3),
+    "a recipe of another size": setter(*IMAGE, "size", 9),
+    "more data than size": setter(*IMAGE, "data", 11),
+    "a cost in words": setter(*FILE, "how", "cost", "much"),
+    "two of one name": setter("releases", 0, "artifacts", 1, "arch", "x86_64"),
+    "a list for an object": setter("rules", []),
+    "an object for a list": setter("packs", {}),
+    "a number for a list": setter("releases", 0, "artifacts", 5),
+    "nothing at all": lambda document: document.clear(),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_lies(lie: str) -> None:
+    """Every number and name out of its bounds is refused, and bundle.json is named."""
+    value: Any = copy.deepcopy(canonical_json.loads(encode(made()), "doc", 1 << 20))
+    LIES[lie](value)
+    with pytest.raises(HostileInput, match=r"bundle\.json"):
+        decode(canonical_json.dumps(value))
+
+
+def test_depth() -> None:
+    """Spaces stand on each other to a limited depth."""
+
+    def tower(height: int) -> bytes:
+        value: Any = canonical_json.loads(encode(made()), "doc", 1 << 20)
+        chunks = {"first": 0, "count": 1}
+        for number in range(3, 3 + height):
+            value["spaces"].append({"pack": 0, "size": 1, "chunks": chunks, "inputs": [number - 1]})
+        return canonical_json.dumps(value)
+
+    decode(tower(14))
+    with pytest.raises(HostileInput, match="deep"):
+        decode(tower(15))
+
+
+def test_what_may_be_called_so() -> None:
+    """Names are any text of one line without slashes, words are plain."""
+    assert [is_name(text) for text in ("a b", "é", "", "a/b", "a\n", "\ud800", "x" * 256)] == [
+        *(True, True),
+        *[False] * 5,
+    ]
+    assert [is_word(text) for text in ("x86_64", "a b", "", "-a", "x\n")] == [True, *[False] * 4]

@@ -1,0 +1,230 @@
+"""Files and pipes get exactly the pieces, holes where there were some, and nothing half-done."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rehydrator.bundle import rehydrate
+from rehydrator.bundle.manifest import Artifact, Form
+from rehydrator.bundle.reader import Bundle
+from rehydrator.bundle.rehydrate import FileSink, Options, PipeSink, explain_os_error, to_directory, to_pipe
+from rehydrator.core.digest import sha256_hex
+from rehydrator.core.errors import DigestMismatch, LimitExceeded, RehydratorError
+from rehydrator.core.ops import Copy, Op, Rules, zeros
+from rehydrator.core.reader import BytesReader
+from rehydrator.engine import Machine, OpsSpace, ReaderSpace, SpaceReader, Zeros
+from tests.conftest import names_in
+
+if TYPE_CHECKING:
+    from rehydrator.engine import Piece
+
+WORDS = bytes(range(256)) * 300
+OPS: list[Op] = [
+    Copy(70_000, 0, 0),
+    zeros(9 << 20),
+    Copy(10, 0, 5),
+    zeros(3),
+    Copy(100, 0, 0),
+    zeros(1 << 20),
+]
+WHOLE = WORDS[:70_000] + bytes(9 << 20) + WORDS[5:15] + bytes(3) + WORDS[:100] + bytes(1 << 20)
+
+
+class OneImage(Bundle):
+    """A bundle that gives one image, without files."""
+
+    def __init__(self) -> None:
+        self.machine = Machine({0: ReaderSpace(BytesReader(WORDS)), 1: OpsSpace(OPS)}, Rules())
+
+    def reader(self, artifact: Artifact) -> SpaceReader:
+        return self.machine.reader(1)
+
+
+BUNDLE = OneImage()
+IMAGE = Artifact(
+    platform="qemu",
+    arch="x86_64",
+    format="raw",
+    role="disk",
+    image=Form("disk.raw", len(WHOLE), sha256_hex(WHOLE), 1, 70_000),
+    published=None,
+    mtime=1_600_000_000,
+    mode=0o640,
+    sparse=True,
+    virtual_size=0,
+    canonical=False,
+)
+WRONG = replace(IMAGE, image=replace(IMAGE.image, sha256="0" * 64))
+
+
+@pytest.mark.parametrize("jobs", [1, 7])
+@pytest.mark.parametrize("sparse", [None, True, False])
+def test_to_directory(tmp_path: Path, jobs: int, sparse: bool | None) -> None:
+    """Bytes, mode, time; holes as the original had them, or as asked for."""
+    done: list[int] = []
+    assert to_directory(BUNDLE, IMAGE, tmp_path, Options(jobs, sparse=sparse), done.append)
+    target = tmp_path / "disk.raw"
+    assert target.read_bytes() == WHOLE
+    status = target.stat()
+    assert (status.st_mode & 0o777, status.st_mtime) == (0o640, 1_600_000_000)
+    assert (status.st_blocks * 512 < 1 << 20) is (sparse is not False)
+    assert sum(done) == len(WHOLE)
+    assert names_in(tmp_path) == ["disk.raw"]
+    assert not to_directory(BUNDLE, IMAGE, tmp_path, Options(jobs))
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_mismatch_leaves_what_was_there(tmp_path: Path, overwrite: bool) -> None:
+    """A wrong digest gives no file, and replaces none."""
+    (tmp_path / "disk.raw").write_bytes(b"mine")
+    with pytest.raises(DigestMismatch if overwrite else RehydratorError, match=r"disk\.raw"):
+        to_directory(BUNDLE, WRONG, tmp_path, Options(overwrite=overwrite))
+    assert (tmp_path / "disk.raw").read_bytes() == b"mine"
+    assert names_in(tmp_path) == ["disk.raw"]
+
+
+def test_a_file_that_appears_meanwhile(tmp_path: Path) -> None:
+    """Without --overwrite no file is replaced, not one that came while the image was made either."""
+
+    def appear(_: int) -> None:
+        (tmp_path / "disk.raw").write_bytes(b"theirs")
+
+    with pytest.raises(RehydratorError, match="appeared"):
+        to_directory(BUNDLE, IMAGE, tmp_path, Options(), appear)
+    assert (tmp_path / "disk.raw").read_bytes() == b"theirs"
+    assert names_in(tmp_path) == ["disk.raw"]
+
+
+def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where link() does not exist (FAT), the file still gets its name."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert to_directory(BUNDLE, IMAGE, tmp_path, Options())
+    assert names_in(tmp_path) == ["disk.raw"]
+
+
+def test_interrupted(tmp_path: Path) -> None:
+    """Whatever ends it, the temporary file goes."""
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_directory(BUNDLE, IMAGE, tmp_path, Options(jobs=3), interrupt)
+    assert names_in(tmp_path) == []
+
+
+def test_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is LimitExceeded, at the first byte, the last one, or before both."""
+    for name in ("pwritev", "ftruncate", "fsync"):
+
+        def fail(*_: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, fail)
+            with pytest.raises(LimitExceeded, match=r"disk\.raw.*free some"):
+                to_directory(BUNDLE, IMAGE, tmp_path, Options())
+        assert names_in(tmp_path) == []
+    large = replace(IMAGE, image=replace(IMAGE.image, data=1 << 60))
+    with pytest.raises(LimitExceeded, match=f"{1 << 60} bytes"):
+        to_directory(BUNDLE, large, tmp_path, Options())
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, LimitExceeded),
+        (errno.EDQUOT, LimitExceeded),
+        (errno.EFBIG, LimitExceeded),
+        (errno.EIO, RehydratorError),
+    ],
+)
+def test_errors_of_the_system(number: int, kind: type[RehydratorError]) -> None:
+    """They name the file; space, quota and size limits are one kind."""
+    found = explain_os_error(OSError(number, "why"), Path("x"))
+    assert type(found) is kind
+    assert "x: why" in str(found)
+
+
+def read_all(descriptor: int, into: list[bytes]) -> threading.Thread:
+    def drain() -> None:
+        while part := os.read(descriptor, 70_001):
+            into.append(part)
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("artifacts", [[IMAGE], [IMAGE, replace(IMAGE, mode=0o600)]])
+def test_to_pipe(artifacts: list[Artifact]) -> None:
+    """One image is its bytes; several are a tar, padded and ended."""
+    found: list[bytes] = []
+    reading, writing = os.pipe()
+    thread = read_all(reading, found)
+    to_pipe(BUNDLE, artifacts, writing, 2)
+    os.close(writing)
+    thread.join()
+    os.close(reading)
+    data = b"".join(found)
+    if len(artifacts) == 1:
+        assert data == WHOLE
+    else:
+        assert len(data) % 512 == 0
+        assert data[512 : 512 + len(WHOLE)] == WHOLE
+        assert data.endswith(bytes(1024))
+
+
+def test_a_mismatch_on_a_pipe() -> None:
+    """It ends in an error, and a tar has no end."""
+    found: list[bytes] = []
+    reading, writing = os.pipe()
+    thread = read_all(reading, found)
+    with pytest.raises(DigestMismatch):
+        to_pipe(BUNDLE, [WRONG, IMAGE], writing, 1)
+    os.close(writing)
+    thread.join()
+    os.close(reading)
+    assert len(b"".join(found)) == 512 + len(WHOLE)
+
+
+def test_a_reader_that_leaves() -> None:
+    """A closed pipe is one of our errors."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with pytest.raises(RehydratorError, match="closed"):
+        to_pipe(BUNDLE, [IMAGE], writing, 1)
+    os.close(writing)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 1000])
+def test_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """A system that writes less than asked for, and many small pieces, lose nothing."""
+    pieces: list[Piece] = []
+    for number in range(40):
+        pieces += [memoryview(WORDS)[number : number * 2], Zeros(number % 3)]
+    expected = b"".join(bytes(p.length) if isinstance(p, Zeros) else bytes(p) for p in pieces)
+    pwrite = os.pwrite
+    monkeypatch.setattr(rehydrate, "_MAX_IOV", 5)
+    monkeypatch.setattr(os, "pwritev", lambda fd, run, at: pwrite(fd, b"".join(run)[:limit], at))
+    path = tmp_path / "file"
+    for sparse in (True, False):
+        with path.open("wb") as file:
+            FileSink(file.fileno(), len(expected), sparse).write(pieces)
+            file.truncate(len(expected))
+        assert path.read_bytes() == expected
+    monkeypatch.setattr(os, "writev", lambda fd, run: os.write(fd, b"".join(run)[:limit]))
+    with path.open("wb") as file:
+        PipeSink(file.fileno()).write(pieces)
+    assert path.read_bytes() == expected
