@@ -65,7 +65,7 @@ class Storage:
         try:
             ops = self._canonical_ops(guest, found, writer, advance)
             if self._sample is None and found.data:
-                self._store_sample(guest, found, writer)
+                self._store_sample(guest, found.pages.tolist(), writer)
             space = writer.add_recipe(ops)
             self._finish_group(writer)
         finally:
@@ -162,10 +162,10 @@ class Storage:
         writer.flush()
         return repeated
 
-    def _store_sample(self, guest: SparseReader, found: Survey, writer: PackWriter) -> None:
+    def _store_sample(self, guest: SparseReader, pages: Sequence[int], writer: PackWriter) -> None:
         """Real bytes for the known-answer tests of encoders, in a small frame of their own."""
-        count = len(found.pages)
-        picked = [int(found.pages[count * n // _SAMPLE_PAGES]) for n in range(min(count, _SAMPLE_PAGES))]
+        count = len(pages)
+        picked = [pages[count * n // _SAMPLE_PAGES] for n in range(min(count, _SAMPLE_PAGES))]
         plain = b"".join(guest.pread(page * PAGE, min(PAGE, guest.size - page * PAGE)) for page in picked)
         self._sample = (*writer.append_frame(plain), plain)
 
@@ -177,6 +177,8 @@ class Storage:
         is_canonical: bool,
         writer: PackWriter,
     ) -> tuple[int, dict[str, Any]]:
+        if self._sample is None and explanation.sizes:  # every disk is zeros, encoded nevertheless
+            self._store_sample(explanation.guest, [0], writer)
         residue = self._residue(writer)
         guest, stored = canonical, 0
         if not is_canonical:
@@ -221,7 +223,8 @@ class Storage:
 
     def _place(self, explanation: Explanation, file: SparseReader, spaces: dict[int, int]) -> Iterator[Op]:
         """The explanation's ops with real numbers, its FILE spans matched against everything."""
-        base = self._add_rules(explanation.rules, spaces)
+        # A disk of zeros alone has no units: nothing names its rules, and no table is stored.
+        base = self._add_rules(explanation.rules if explanation.sizes else Rules(), spaces)
         for op in explanation.ops:
             if isinstance(op, Copy) and op.space == FILE:
                 yield from self._match_span(file, op)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from backports import zstd
 
+from tests import vmdk_images
 from tests.conftest import NAME, NOBODY, Made, User, leftovers, names_in, sha256
 
 if TYPE_CHECKING:
@@ -375,25 +376,27 @@ def test_hostile_current_directory(user: User, release: Path) -> None:
 # ---- damaged images
 
 
+KINDS = {
+    "a.qcow2": ["qcow2"],
+    "b.qcow2": ["qcow2", "-c"],
+    "c.vmdk": ["vmdk", "-o", "subformat=streamOptimized"],
+    "d.vmdk": ["vmdk"],
+    "e.vhd": ["vpc", "-o", "subformat=dynamic"],
+    "f.vhd": ["vpc", "-o", "subformat=fixed"],
+    "g.vhdx": ["vhdx"],
+}
+
+
 def images(directory: Path) -> list[Path]:
     """A small disk in the formats that are explained, in the form of siblings."""
     disk = directory / "disk.raw"
     with disk.open("wb") as file:
         file.write(bytes(510) + b"\x55\xaa" + DATA)
         file.truncate(4 << 20)
-    kinds = {
-        "a.qcow2": ["qcow2"],
-        "b.qcow2": ["qcow2", "-c"],
-        "c.vmdk": ["vmdk", "-o", "subformat=streamOptimized"],
-        "d.vmdk": ["vmdk"],
-        "e.vhd": ["vpc", "-o", "subformat=dynamic"],
-        "f.vhd": ["vpc", "-o", "subformat=fixed"],
-        "g.vhdx": ["vhdx"],
-    }
-    for name, (kind, *options) in kinds.items():
+    for name, (kind, *options) in KINDS.items():
         argv = ["qemu-img", "convert", "-f", "raw", "-O", kind, *options, str(disk), str(directory / name)]
         subprocess.run(argv, check=True)
-    return [directory / name for name in kinds]
+    return [directory / name for name in KINDS]
 
 
 def test_damaged_images_take_a_lower_rung(user: User, tmp_path: Path) -> None:
@@ -422,6 +425,21 @@ def test_damaged_images_take_a_lower_rung(user: User, tmp_path: Path) -> None:
     lower = [item for item in found.values() if item["how"]["rung"] != "explained"]
     assert len(lower) >= 14
     assert all(item["how"]["tried"][0]["why"] for item in lower)
+
+
+def test_disks_of_zeros(user: User, release: Path) -> None:
+    """Disks without a byte of data are explained in every format, encoded zeros among them."""
+    empty = user.home / "empty.raw"
+    with empty.open("wb") as file:
+        file.truncate(1 << 20)
+    for name, (kind, *options) in KINDS.items():
+        argv = ["qemu-img", "convert", "-f", "raw", "-O", kind, *options, str(empty), str(release / name)]
+        subprocess.run(argv, check=True)
+    with (release / "zeros.vmdk").open("wb") as file:
+        file.write(vmdk_images.write(bytes(256 << 10), vmdk_images.VMWARE, range(4)))
+    (release / "good.raw").unlink()
+    found = round_trip(user, release)
+    assert {item["how"]["rung"] for item in found.values()} == {"explained"}
 
 
 def test_release_that_changes_under_the_build(user: User, release: Path) -> None:
