@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rehydrator.cli import printable
+from rehydrator.cli import printable, uninterrupted
 from rehydrator.cli.common import (
     Progress,
     host_arch,
@@ -117,7 +117,7 @@ def _target(output: str | None) -> Reference:
         )
     if not target.path.absolute().parent.is_dir():
         raise UsageError(f"{target.path.absolute().parent}: no such directory; make it first")
-    with stage(target):
+    with uninterrupted(), stage(target):
         pass  # what cannot be written there is said now, not after hours
     return target
 
@@ -161,8 +161,9 @@ def _work(place: Path) -> Iterator[Path]:
         yield work
     finally:
         # Twice: a thread that was not waited for may add a last file to the first round.
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.rmtree(work, ignore_errors=True)
+        with uninterrupted():
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _show_plan(plan: list[dict[str, Any]], as_json: bool) -> None:

@@ -7,13 +7,14 @@ import io
 import json
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import click
 import pytest
 
 import rehydrator.cli as package
-from rehydrator.cli import VERBS, cli, main, printable
+from rehydrator.cli import VERBS, cli, main, printable, uninterrupted
 from rehydrator.cli.common import Progress, human, reference_of, scratch, table
 from rehydrator.core import errors
 from rehydrator.core.errors import RehydratorError, UsageError, worst_exit_code
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """main() takes the signals; the tests' own handlers come back."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    hook = sys.unraisablehook
     yield
+    sys.unraisablehook = hook
     for number, handler in kept.items():
         signal.signal(number, handler)
 
@@ -160,6 +163,36 @@ def test_human() -> None:
 def test_table() -> None:
     """Columns are aligned, numbers to the right, nothing behind the last word."""
     assert table([["A", "SIZE"], ["long", "1"], ["x", "100"]], {1}) == "A     SIZE\nlong     1\nx      100"
+
+
+def test_signals_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal amid cleaning up waits for its end, and is not lost."""
+    done = []
+
+    def work(*_: object, **__: object) -> None:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGTERM)
+            done.append("cleaned")
+        done.append("not reached")
+
+    monkeypatch.setattr(package.cli, "main", work)
+    assert main(["list"]) == 130
+    assert done == ["cleaned"]
+
+
+def test_an_interrupt_in_a_destructor_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python drops exceptions of destructors; Ctrl-C still ends the program."""
+
+    class Fragile:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def work(*_: object, **__: object) -> None:
+        Fragile()
+        time.sleep(5)
+
+    monkeypatch.setattr(package.cli, "main", work)
+    assert main(["list"]) == 130
 
 
 class Terminal(io.StringIO):
