@@ -69,11 +69,11 @@ class Reporter(Protocol):
         ...
 
     def phase(self, title: str, total: int) -> None:
-        """A new phase of `total` steps (bytes) begins."""
+        """A new phase of `total` bytes begins; 0: nobody knows how many."""
         ...
 
     def advance(self, steps: int, detail: str = "") -> None:
-        """Some steps of the phase are done."""
+        """Some bytes of the phase are done."""
         ...
 
 
@@ -212,11 +212,11 @@ class Builder:
 
     def _survey(self, disks: Sequence[_Disk], pool: Executor) -> None:
         explained = [disk for disk in disks if disk.explanation]
-        self._reporter.phase("surveying", len(explained))
+        self._reporter.phase("surveying", sum(disk.source.measured.data for disk in explained))
         surveys = pool.map(lambda disk: survey(disk.explanation.guest), explained)
         for disk, found in zip(explained, surveys, strict=True):
             disk.survey = found
-            self._reporter.advance(1, disk.source.name)
+            self._reporter.advance(disk.source.measured.data, disk.source.name)
 
     def _group(self, disks: Sequence[_Disk]) -> list[list[_Disk]]:
         """Groups of siblings, each with its canonical disk first."""

@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,17 +119,19 @@ class Progress:
 
     def __init__(self, title: str, total: int) -> None:
         self._title, self._total, self._done = title, total, 0
-        self._started = self._shown = time.monotonic()
+        self._started, self._shown = time.monotonic(), 0.0
+        self._lock = threading.Lock()
         # stderr is None where it was closed.
         self._live = bool(sys.stderr and sys.stderr.isatty()) and os.environ.get("TERM") != "dumb"
 
     def advance(self, steps: int, detail: str = "") -> None:
-        """Some bytes are done."""
-        self._done += steps
-        now = time.monotonic()
-        if self._live and now - self._shown > 0.1:
-            self._shown = now
-            self._draw(now - self._started, detail)
+        """Some bytes are done; several threads may say so at once."""
+        with self._lock:
+            self._done += steps
+            now = time.monotonic()
+            if self._live and now - self._shown > 0.1:
+                self._shown = now
+                self._draw(now - self._started, detail)
 
     def clear(self) -> None:
         """Take the line away."""
@@ -136,12 +139,14 @@ class Progress:
             click.echo("\r\033[K", nl=False, err=True)
 
     def _draw(self, seconds: float, detail: str) -> None:
-        line = f"{self._title} {detail}"
+        line = self._title
         if self._total:
             rate = self._done / seconds if seconds else 0.0
             left = f"{max(0, self._total - self._done) / rate:4.0f} s left" if rate else ""
             line += f" {min(1.0, self._done / self._total):4.0%}  {human(rate)}/s  {left}"
-        width = max(20, os.get_terminal_size(sys.stderr.fileno()).columns - 1)
+        line = f"{line}  {detail}".rstrip()
+        # A terminal that does not know its width says 0.
+        width = max(20, (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1)
         click.echo(f"\r\033[K{line[:width]}", nl=False, err=True)
 
 
