@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from rehydrator.bundle.manifest import KnownAnswer
@@ -151,10 +152,9 @@ class Storage:
     ) -> dict[int, tuple[Copy, bytes]]:
         wanted = found.repeated()
         repeated: dict[int, tuple[Copy, bytes]] = {}
-        if not wanted:
-            return {}
-        for page, digest in zip(found.pages.tolist(), found.hashes.tolist(), strict=True):
-            if digest in wanted and digest not in repeated and len(repeated) * PAGE < _MAX_REPEATED:
+        for number in np.flatnonzero(np.isin(found.hashes, np.fromiter(wanted, np.uint64, len(wanted)))):
+            page, digest = int(found.pages[number]), int(found.hashes[number])
+            if digest not in repeated and len(repeated) * PAGE < _MAX_REPEATED:
                 data = guest.pread(page * PAGE, min(PAGE, guest.size - page * PAGE))
                 if len(data) == PAGE:
                     [(space, at, length)] = writer.append(data)
