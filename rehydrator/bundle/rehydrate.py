@@ -299,7 +299,8 @@ def _check_space(directory: Path, artifact: Artifact, options: Options) -> None:
 def _temporary(directory: Path, name: str) -> Iterator[tuple[int, Path]]:
     """A new file beside the target, gone at the end unless it was published."""
     try:
-        descriptor, path = tempfile.mkstemp(prefix=f"{_TEMPORARY}{name[:100]}.", dir=directory)
+        # 50 letters are at most 200 bytes; a file system takes names of 255.
+        descriptor, path = tempfile.mkstemp(prefix=f"{_TEMPORARY}{name[:50]}.", dir=directory)
     except OSError as error:
         raise explain_os_error(error, directory) from error
     from pathlib import Path

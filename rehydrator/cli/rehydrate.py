@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rehydrator.cli import describe, fail, printable
+from rehydrator.cli import describe, printable
 from rehydrator.cli.common import (
     Progress,
     bundle_option,
@@ -145,8 +145,4 @@ def _tell(outcome: dict[str, Any], artifact: Artifact) -> None:
         name = printable(artifact.image.name)
         click.echo(f"{name}: {outcome['status']}, sha256 verified", err=True)
         return
-
-    class _Failed(RehydratorError):
-        exit_code = outcome["exit_code"]
-
-    fail(_Failed(outcome["error"]), as_json=False)
+    click.echo(f"rehydrator: {printable(outcome['error'])}", err=True)
