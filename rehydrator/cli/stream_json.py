@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -37,4 +36,4 @@ def command(
         if len(found) > 1:
             raise UsageError(f"name a release with --release: {known}")
         document = bundle.document(found[0])
-    sys.stdout.buffer.write(document)
+    click.echo(document, nl=False)

@@ -248,6 +248,12 @@ def test_stdout_closed_full_or_left(user: User, made: Made) -> None:
 
 
 @pytest.mark.parametrize("verb", ["list", "info", "print-stream-json", "verify"])
+def test_closed_streams(user: User, made: Made, verb: str) -> None:
+    """Closed standard streams are no reason for a traceback."""
+    user.run(verb, "--bundle", made.reference, wrapper=["sh", "-c", '"$@" >&- <&-', "sh"])
+
+
+@pytest.mark.parametrize("verb", ["list", "info", "print-stream-json", "verify"])
 def test_reports_to_a_full_device(user: User, made: Made, verb: str) -> None:
     """A report that could not be written is exit 9, not success."""
     script = '"$@" >/dev/full'
