@@ -117,7 +117,6 @@ def test_name_that_is_not_utf8(user: User, release: Path) -> None:
     refused(user, 8, "caf", "UTF-8", "rename it")
 
 
-@pytest.mark.xfail(reason="rehydrate._temporary() cuts the name by letters, not by bytes")
 def test_long_name_of_another_script(user: User, release: Path) -> None:
     """A name of 255 bytes in 85 letters has room for its temporary file."""
     (release / ("\N{SNOWMAN}" * 85)).write_bytes(DATA)
