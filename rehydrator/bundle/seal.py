@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from rehydrator import host
 from rehydrator.bundle.reader import SIGNATURES
 from rehydrator.core.digest import sha256_hex
-from rehydrator.core.errors import DigestMismatch, RehydratorError
+from rehydrator.core.errors import DigestMismatch, LimitExceeded, RehydratorError, UsageError
 from rehydrator.oci.documents import Platform
-from rehydrator.oci.image import LayerFile, Options, write_image
+from rehydrator.oci.image import MAX_LAYERS, LayerFile, Options, write_image
 from rehydrator.oci.reference import GO_ARCHITECTURES, open_image, stage
 
 if TYPE_CHECKING:
@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     from rehydrator.oci.layout import Staging
     from rehydrator.oci.reference import Reference
 
-_MAX_LAYERS = 100
+# Ten layers are left to whoever builds upon a bundle.
+_MAX_LAYERS = MAX_LAYERS - 10
+# The last groups, metadata and signatures, share a layer with nobody.
+_ALONE = 2
+# The last second that RFC 3339 can write, in the year 9999.
+_LAST_TIME = 253_402_300_799
 _PROOF_SECONDS = 24 * 3600.0
 
 # Runs this very package: `-m` alone would look into the current directory first, which may be
@@ -56,20 +61,34 @@ def seal(
     sign: Callable[[bytes], tuple[str, bytes]] | None,
     jobs: int,
     tmpdir: Path,
+    created: int = 0,
 ) -> Sealed:
-    """Sign, stage, prove and publish.
+    """Sign, stage, prove and publish; `created` is in seconds since 1970.
 
     Raises:
         DigestMismatch: an artifact was not regenerated exactly; nothing was published.
+        LimitExceeded: the runtime has too many layers.
     """
     key_id = _sign(built, sign) if sign else ""
     groups = [*built.groups, [f"{SIGNATURES}{key_id}.sig"]] if key_id else built.groups
     with stage(target) as staging:
-        digest = _write(staging, built, groups, runtime, tmpdir)
+        digest = _write(staging, built, groups, runtime, tmpdir, created)
         proof = prove(staging.directory, jobs, tmpdir)
         staging.publish()
     stored = sum((built.root / name).stat().st_size for group in groups for name in group)
     return Sealed(digest, stored, key_id, proof)
+
+
+def creation_time() -> int:
+    """The time that a new image bears, in seconds since 1970: SOURCE_DATE_EPOCH, or 0.
+
+    Raises:
+        UsageError: it is not such a number.
+    """
+    text = os.environ.get("SOURCE_DATE_EPOCH") or "0"
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= _LAST_TIME):
+        raise UsageError(f"SOURCE_DATE_EPOCH {text!r:.40}: not seconds since 1970 (0 to {_LAST_TIME})")
+    return int(text)
 
 
 def prove(staged: Path, jobs: int, tmpdir: Path) -> dict[str, Any]:
@@ -103,7 +122,12 @@ def _sign(built: Built, sign: Callable[[bytes], tuple[str, bytes]]) -> str:
 
 
 def _write(
-    staging: Staging, built: Built, groups: Sequence[Sequence[str]], runtime: Reference | None, tmpdir: Path
+    staging: Staging,
+    built: Built,
+    groups: Sequence[Sequence[str]],
+    runtime: Reference | None,
+    tmpdir: Path,
+    created: int,
 ) -> str:
     release = built.manifest.releases[0]
     labels = {
@@ -112,7 +136,6 @@ def _write(
         "io.rehydrator.stream": release.stream,
         "io.rehydrator.bundle.sha256": sha256_hex(built.signed_bytes),
     }
-    created = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
     if runtime is None:
         architecture = built.manifest.artifacts()[0].arch
         platform = Platform(GO_ARCHITECTURES.get(architecture, architecture), "linux")
@@ -129,8 +152,10 @@ def _write(
 def _layers(built: Built, groups: Sequence[Sequence[str]], taken: int) -> list[list[LayerFile]]:
     """A layer each, as long as there are few enough; else small neighbours share layers."""
     layers = [[LayerFile(f"bundle/{name}", built.root / name) for name in group] for group in groups if group]
-    while len(layers) + taken > _MAX_LAYERS - 10:
+    while len(layers) + taken > _MAX_LAYERS:
+        if len(layers) < _ALONE + 2:
+            raise LimitExceeded(f"the runtime image has {taken} layers; name another with --runtime")
         sizes = [sum(file.path.stat().st_size for file in layer) for layer in layers]
-        at = min(range(len(layers) - 3), key=lambda number: sizes[number] + sizes[number + 1])
+        at = min(range(len(layers) - _ALONE - 1), key=lambda number: sizes[number] + sizes[number + 1])
         layers[at : at + 2] = [layers[at] + layers[at + 1]]
     return layers

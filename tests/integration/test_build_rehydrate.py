@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import random
+import re
 import shutil
 import subprocess
 import tarfile
@@ -280,6 +281,7 @@ def test_progress_on_a_terminal(user: User, made: Made) -> None:
         pass  # EIO: the other side is closed
     os.close(master)
     assert b"\x1b[K" in shown
+    assert re.search(rb" \d+%  [\d.]+ \w+/s .* s left", shown)
     assert f"{QEMU}: written" in shown.decode()
 
 
@@ -464,6 +466,31 @@ def test_same_inputs_same_bundle(user: User, made: Made) -> None:
     index = json.loads((user.home / "one" / "index.json").read_bytes())
     tags = [item["annotations"]["org.opencontainers.image.ref.name"] for item in index["manifests"]]
     assert sorted(tags) == ["x", "z"]
+
+
+def test_environment_does_not_reach_the_bundle(user: User, made: Made) -> None:
+    """Neither the hash seed, the time zone, the locale nor the umask changes the digest."""
+    ask = ["build", made.release, *OPTIONS, "--json"]
+    plain = user.run(*ask, "-o", "oci:one:x", env={"PYTHONHASHSEED": "1", "TZ": "UTC", "LC_ALL": "C"})
+    other = {"PYTHONHASHSEED": "2", "TZ": "Asia/Kolkata", "LC_ALL": "tr_TR.UTF-8"}
+    strict = ["sh", "-c", 'umask 077; exec "$@"', "sh"]
+    changed = user.run(*ask, "-o", "oci:two:x", env=other, wrapper=strict)
+    assert json.loads(plain.out)["digest"] == json.loads(changed.out)["digest"]
+
+
+def test_source_date_epoch(user: User, made: Made) -> None:
+    """The image bears that time and no other; what is no time is exit 2, before the work."""
+    for given, expected in (("1700000000", "2023-11-14T22:13:20Z"), ("", "1970-01-01T00:00:00Z")):
+        target = f"oci:at{given}:x"
+        user.run("build", made.release, "-o", target, *OPTIONS, env={"SOURCE_DATE_EPOCH": given})
+        told = subprocess.run(
+            ["skopeo", "inspect", "--config", target], cwd=user.home, capture_output=True, check=True
+        )
+        assert json.loads(told.stdout)["created"] == expected
+    for wrong in ("now", "-5", "9" * 17):
+        ask = ["build", made.release, "-o", "oci:never:x", *OPTIONS]
+        ran = user.run(*ask, code=2, env={"SOURCE_DATE_EPOCH": wrong})
+        assert "SOURCE_DATE_EPOCH" in ran.err
 
 
 def test_tags_are_replaced_and_kept(user: User, made: Made) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from rehydrator.bundle import manifest
 from rehydrator.bundle.builder import Builder, BuildOptions
+from rehydrator.bundle.seal import _layers as layers
 from rehydrator.bundle.seal import seal
-from rehydrator.core.errors import DigestMismatch
+from rehydrator.core.errors import DigestMismatch, LimitExceeded
 from rehydrator.oci.reference import parse
 
 if TYPE_CHECKING:
@@ -49,6 +50,21 @@ def test_published(tmp_path: Path) -> None:
     assert (tmp_path / "oci" / "index.json").exists()
     assert checked["demo-1-aws.x86_64.raw"]
     assert checked["demo-1-qemu.x86_64.raw"]
+
+
+def test_layers_are_few(tmp_path: Path) -> None:
+    """However many artifacts and runtime layers there are, an image stays below 100, metadata
+    keeps its own layer, and a runtime that leaves no room is refused."""
+    made = built(tmp_path)
+    files = [file for group in made.groups for file in group]
+    alone = [[file] for file in files]
+    assert len(layers(made, alone, 0)) == len(files)
+    assert len(layers(made, alone, 90 - len(files) + 1)) == len(files) - 1
+    merged = layers(made, alone, 87)
+    assert [len(layer) for layer in merged] == [len(files) - 2, 1, 1]
+    assert [file.name for layer in merged for file in layer] == [f"bundle/{file}" for file in files]
+    with pytest.raises(LimitExceeded, match="88 layers"):
+        layers(made, alone, 88)
 
 
 @pytest.mark.parametrize("broken", ["an image's digest", "a pack"])
