@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rehydrator.oci.reference import Reference
 
 
-@click.command("build")
+@click.command("build", short_help="Pack a release into one bundle.")
 @click.argument("release_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-o", "--output", metavar="REF", help="oci:DIR[:TAG] or oci-archive:FILE[:TAG].")
 @click.option(
@@ -43,24 +43,44 @@ if TYPE_CHECKING:
     metavar="KEY",
     help="Sign with this private key. Without it the bundle is unsigned.",
 )
-@click.option("--password-file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--password-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The key's password. Default: REHYDRATOR_PASSWORD, else the terminal.",
+)
 @click.option(
     "--runtime",
     metavar="REF|none",
     help="The image whose layers come first. Default: what `make image` built; none: data only.",
 )
-@click.option("--stream-json", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--stream-json",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The release's stream document: it names the files and their digests. Default: one is written.",
+)
 @click.option("--allow-missing", is_flag=True, help="Go on without files that the stream document names.")
 @click.option("--name", default="", help="The release's name; default: from the file names.")
-@click.option("--stream", default="", help="The stream's name.")
+@click.option("--stream", default="", help="The stream's name; default: from --stream-json.")
 @click.option("--release", default="", help="The release's version; default: from the file names.")
-@click.option("--arch", default="", help="Architecture of files whose name has none.")
 @click.option(
-    "--canonical", "canonicals", multiple=True, metavar="FILE", help="Store this file's disk whole."
+    "--arch",
+    default="",
+    help="Architecture of files whose name has none; default: that of the other files, else this machine's.",
+)
+@click.option(
+    "--canonical",
+    "canonicals",
+    multiple=True,
+    metavar="FILE",
+    help="Store this file's disk whole. Default: of each group of siblings, the one with most data.",
 )
 @click.option("--level", type=click.IntRange(1, 19), default=19, show_default=True, help="zstd level.")
 @click.option(
-    "--max-image-size", type=click.IntRange(1), default=256 << 30, help="Refuse larger images, bytes."
+    "--max-image-size",
+    type=click.IntRange(1),
+    default=256 << 30,
+    show_default=True,
+    help="Refuse larger images, bytes.",
 )
 @jobs_option
 @tmpdir_option
@@ -83,11 +103,12 @@ def command(
     its digest before anything is published.
     """
     from rehydrator.bundle.builder import Builder, BuildOptions
-    from rehydrator.bundle.seal import seal
+    from rehydrator.bundle.seal import creation_time, seal
 
     started = time.monotonic()
     target = None if dry_run else _target(output)
     base = None if dry_run else _runtime(runtime)
+    created = creation_time()
     sign = _signer(key, password_file) if key and not dry_run else None
     place = tmpdir or (target.path.absolute().parent if target else Path(tempfile.gettempdir()))
     with _work(place) as work:
@@ -99,7 +120,7 @@ def command(
                 return
             built = Builder(options, reporter).build()
             reporter.phase("proving", 0)
-            sealed = seal(built, target, base, sign, options.jobs, work)
+            sealed = seal(built, target, base, sign, options.jobs, work, created)
         finally:
             reporter.close()
         _show(built, sealed, target, time.monotonic() - started, as_json)

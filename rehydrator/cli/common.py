@@ -183,7 +183,11 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--all", "every", is_flag=True, help="Everything."),
             click.option("--arch", help="Architecture of the disks (x86_64, aarch64, …)."),
             click.option(
-                "--format", "formats", multiple=True, metavar="KEY", help="Where a platform has several."
+                "--format",
+                "formats",
+                multiple=True,
+                metavar="KEY",
+                help="Which one, where a platform has several (qcow2, 4k.raw, …).",
             ),
         ]
     ):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rehydrator.bundle.reader import Bundle
 
 
-@click.command("info")
+@click.command("info", short_help="Show how files are stored and what they cost.")
 @reference_argument
 @bundle_option
 @key_option

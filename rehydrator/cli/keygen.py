@@ -37,10 +37,14 @@ def ask_password(*, confirm: bool) -> bytes:
     return os.fsencode(typed)
 
 
-@click.command("keygen")
+@click.command("keygen", short_help="Make a key pair for signing.")
 @click.argument("prefix", type=click.Path(path_type=Path))
 @click.option("--no-password", is_flag=True, help="Leave the private key unencrypted.")
-@click.option("--password-file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--password-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The password is its content.",
+)
 def command(prefix: Path, no_password: bool, password_file: Path | None) -> None:
     """Write PREFIX.key and PREFIX.pub: a P-256 key pair in PEM.
 

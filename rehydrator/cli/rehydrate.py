@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rehydrator.bundle.rehydrate import Options
 
 
-@click.command("rehydrate")
+@click.command("rehydrate", short_help="Give images back.")
 @click.argument("dest", metavar="DEST|-")
 @bundle_option
 @key_option
