@@ -261,16 +261,24 @@ def _writer(sink: Sink | None) -> Iterator[Callable[[list[Piece]], None]]:
         yield lambda _: None
         return
     waiting: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
 
-        def write(pieces: list[Piece]) -> None:
-            waiting.append(pool.submit(sink.write, pieces))
-            if len(waiting) > 1:
-                waiting.popleft().result()
+    def write(pieces: list[Piece]) -> None:
+        waiting.append(pool.submit(sink.write, pieces))
+        if len(waiting) > 1:
+            waiting.popleft().result()
 
+    patient = True
+    try:
         yield write
         while waiting:
             waiting.popleft().result()
+    except KeyboardInterrupt:
+        # A pipe whose reader sleeps would hold Ctrl-C up for ever; a file's block is soon written.
+        patient = not isinstance(sink, PipeSink)
+        raise
+    finally:
+        pool.shutdown(wait=patient, cancel_futures=not patient)
 
 
 def _is_done(target: Path, artifact: Artifact) -> bool:

@@ -45,8 +45,8 @@ _MAX_WINDOW_LOG: Final = 27
 class LayerFiles:
     """The files below bundle/ of an image. Close it when done."""
 
-    def __init__(self, image: Image, scratch: Path) -> None:
-        """`scratch` is a private directory for what must be decompressed.
+    def __init__(self, image: Image, scratch: Callable[[], Path]) -> None:
+        """`scratch` gives a private directory, should anything have to be decompressed.
 
         Raises:
             NotInBundle: the image holds no bundle.
@@ -103,7 +103,7 @@ class LayerFiles:
 
     def _unpack(self, plain: ForwardReader, number: int, what: str) -> dict[str, Reader]:
         """All files of one layer go, one behind the other, into one file."""
-        path = self._scratch / f"layer-{number}"
+        path = self._scratch() / f"layer-{number}"
         places = []
         at = 0
         with path.open("xb") as file:

@@ -15,6 +15,7 @@ import re
 import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from typing import Literal as OneOf
@@ -233,7 +234,8 @@ def _is_bare(reference: Reference) -> bool:
 
 
 def _layer_files(stack: ExitStack, image: Image, tmpdir: Path) -> layers.LayerFiles:
-    files = layers.LayerFiles(image, stack.enter_context(_scratch(tmpdir)))
+    # Our own layers are read where they lie, also where nothing can be written.
+    files = layers.LayerFiles(image, cache(lambda: stack.enter_context(_scratch(tmpdir))))
     stack.callback(files.close)
     return files
 

@@ -615,7 +615,6 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"oci:{home / 'out'}:x"
 
 
-@pytest.mark.xfail(reason="rehydrate._writer() joins the thread that is stuck in writev()")
 def test_interrupted_before_a_stuck_reader(user: User, made: Made) -> None:
     """A reader that does not read does not hold the program up: 130 within seconds."""
     process = subprocess.Popen(
