@@ -102,7 +102,13 @@ def command(
     Every image is regenerated from the finished bundle in a fresh process and compared with
     its digest before anything is published.
     """
-    from rehydrator.bundle.builder import Builder, BuildOptions
+    try:
+        from rehydrator.bundle.builder import Builder, BuildOptions
+    except ModuleNotFoundError as error:
+        raise ToolMissing(
+            f"a build needs the Python package {error.name}, which is not here: bundles' containers "
+            "only read; build with a full installation (`make install`)"
+        ) from None
     from rehydrator.bundle.seal import creation_time, seal
 
     started = time.monotonic()

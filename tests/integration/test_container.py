@@ -167,7 +167,7 @@ def test_it_verifies_itself(made: Made) -> None:
 
 
 def test_exit_codes_are_the_programs(made: Made, tmp_path: Path) -> None:
-    """A platform that is not there is 4, a wrong key 7, no verb the help and 2; nothing is on stdout."""
+    """A platform that is not there is 4, a wrong key 7, build 10, no verb the help and 2; nothing is on stdout."""
     on_host("keygen", tmp_path / "other", "--no-password")
     done = container("-i", made.image, "rehydrate", "-", "--disk", "hyperv")
     assert (done.returncode, done.stdout) == (4, b"")
@@ -175,6 +175,9 @@ def test_exit_codes_are_the_programs(made: Made, tmp_path: Path) -> None:
     mounted = ("-v", f"{tmp_path}/other.pub:/key.pub:ro,Z")
     done = container("-i", *mounted, made.image, "rehydrate", "-", "--key", "/key.pub", "--disk", "aws")
     assert (done.returncode, done.stdout) == (7, b"")
+    done = container(made.image, "build", "/bundle", "-o", "oci:/tmp/x")
+    assert (done.returncode, done.stdout) == (10, b"")
+    assert b"full installation" in done.stderr
     done = container(made.image)
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"Usage: rehydrator [OPTIONS] COMMAND" in done.stderr
