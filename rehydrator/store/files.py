@@ -38,11 +38,11 @@ class FileReader:
 
     def __init__(self, path: Path) -> None:
         """Raises HostileInput for anything but a regular file, OSError as open() does."""
-        self.path = path
+        self.path, self._fd = path, -1
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
-            os.close(self._fd)
+            self.close()
             raise HostileInput(f"{path}: not a regular file")
         self.status = status
         self.size = status.st_size
@@ -69,7 +69,14 @@ class FileReader:
             offset = end
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Close the file, once and for all."""
+        if self._fd >= 0:
+            descriptor, self._fd = self._fd, -1
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        # A bundle may have more files than a process may have open; most are read once.
+        self.close()
 
     def _pread_on(self, data: bytes, offset: int, length: int) -> bytes:
         """Linux reads at most 2,147,479,552 bytes a call, and a file can shrink."""
