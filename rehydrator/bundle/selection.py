@@ -93,6 +93,10 @@ class Selection:
             if len(preferred) == 1:
                 return preferred[0]
         known = _listed({each.format for each in here})
+        among = wanted if self._formats else here
+        if len({each.format for each in among}) < len(among):
+            names = _listed(each.image.name for each in among)
+            raise UsageError(f"{platform} has several disks of one format; name one with --file: {names}")
         if self._formats:
             raise NotInBundle(f"no {platform} disk of format {_listed(self._formats)}; it has {known}")
         raise UsageError(f"{platform} has several formats; name one with --format: {known}")

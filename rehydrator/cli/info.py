@@ -80,11 +80,14 @@ def command(
 def summary(bundle: Bundle) -> dict[str, Any]:
     """The bundle as a whole."""
     manifest = bundle.manifest
+    stored = sum(file.size for file in manifest.stored_files()) + len(bundle.signed_bytes)
+    added = sum(artifact.how.get("cost") or 0 for artifact in manifest.artifacts())
     return {
         "releases": ", ".join(f"{r.name} {r.release} ({r.stream})" for r in manifest.releases),
         "files": len(manifest.artifacts()),
         "bytes of files": sum(artifact.image.size for artifact in manifest.artifacts()),
-        "bytes stored": sum(stored.size for stored in manifest.stored_files()) + len(bundle.signed_bytes),
+        "bytes stored": stored,
+        "of these shared": stored - added,
         "signed by": ", ".join(bundle.signatures()) or "nobody",
     }
 

@@ -334,6 +334,14 @@ def test_one_reference_only(user: User, made: Made) -> None:
     user.run("list", env=env, code=4)
 
 
+def test_info_adds_up(user: User, made: Made) -> None:
+    """What the files add and what they share is what the bundle stores."""
+    info = json.loads(user.run("info", "--json", made.reference).out)
+    added = sum(item["how"]["cost"] for item in info["artifacts"])
+    assert info["bundle"]["bytes stored"] == info["bundle"]["of these shared"] + added
+    assert info["bundle"]["of these shared"] > added
+
+
 def test_info_names_the_rung(user: User, made: Made) -> None:
     """info tells how each file is stored, and whose disk is canonical."""
     report = json.loads(user.run("info", "--json", made.reference).out)
@@ -476,6 +484,33 @@ def test_environment_does_not_reach_the_bundle(user: User, made: Made) -> None:
     strict = ["sh", "-c", 'umask 077; exec "$@"', "sh"]
     changed = user.run(*ask, "-o", "oci:two:x", env=other, wrapper=strict)
     assert json.loads(plain.out)["digest"] == json.loads(changed.out)["digest"]
+
+
+def test_two_of_one_name_and_format(user: User, made: Made) -> None:
+    """Two disks that only --file tells apart: --disk says so (2), and names them."""
+    names = ["a-1.0-qemu.x86_64.raw", "b-1.0-qemu.x86_64.raw"]
+    (user.home / "two").mkdir()
+    for name in names:
+        (user.home / "two" / name).write_bytes(name.encode() * 1000)
+    user.run("build", "two", "-o", "oci:both:x", *OPTIONS)
+    for more in ([], ["--format", "raw"]):
+        ran = user.run("rehydrate", "-", "--bundle", "oci:both:x", "--disk", "qemu", *more, code=2)
+        assert f"--file: {', '.join(names)}" in ran.err
+    ran = user.run("rehydrate", "-", "--bundle", "oci:both:x", "--file", names[1])
+    assert ran.out == names[1].encode() * 1000
+
+
+def test_few_open_files(user: User, tmp_path: Path) -> None:
+    """A bundle of more files than a process may have open at once is checked all the same."""
+    (user.home / "many").mkdir()
+    for number in range(60):
+        (user.home / "many" / f"{number}.raw").write_bytes(random.Random(number).randbytes(3000))
+    user.run("build", "many", "-o", "oci:many.oci:x", *OPTIONS)
+    for blob in (user.home / "many.oci" / "blobs" / "sha256").iterdir():
+        if blob.read_bytes()[:2] == b"\x1f\x8b":
+            subprocess.run(["tar", "-xzf", blob, "-C", tmp_path], check=True)
+    few = ["sh", "-c", 'ulimit -n 40; exec "$@"', "sh"]
+    user.run("verify", "--bundle", f"dir:{tmp_path}/bundle", wrapper=few)
 
 
 def test_source_date_epoch(user: User, made: Made) -> None:
