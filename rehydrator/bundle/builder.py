@@ -133,8 +133,12 @@ class Builder:
         with _workers(self._options.jobs) as pool:
             sources, _ = self._take_in(pool)
             disks = [self._explain(source, pool) for source in sources]
-            self._survey(disks, pool)
-            groups = self._group(disks)
+            try:
+                self._survey(disks, pool)
+                groups = self._group(disks)
+            finally:
+                for disk in disks:
+                    disk.file.close()
         planned = []
         for disk in disks:
             group = next((members for members in groups if disk in members), [disk])
@@ -149,7 +153,6 @@ class Builder:
                     "tried": disk.tried,
                 }
             )
-            disk.file.close()
         return planned
 
     # --- taking in ---------------------------------------------------------------------------
@@ -292,6 +295,15 @@ class Builder:
         return Release(name, stream, release, stored, tuple(artifacts))
 
     def _written_document(self, stream: str, release: str, artifacts: list[Artifact]) -> bytes:
+        named: dict[tuple[str, ...], str] = {}
+        for each in artifacts:
+            key = (each.arch, each.platform, each.format, each.role)
+            if key in named:
+                self._reporter.note(
+                    f"{named[key]}, {each.image.name}: both are {each.platform} {each.format} "
+                    f"for {each.arch}; the stream document names the last, and only --file tells them apart"
+                )
+            named[key] = each.image.name
         described = [_described(artifact, release) for artifact in artifacts]
         return streams.write(stream, f"rehydrator {__version__}", described)
 

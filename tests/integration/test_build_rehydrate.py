@@ -492,7 +492,8 @@ def test_two_of_one_name_and_format(user: User, made: Made) -> None:
     (user.home / "two").mkdir()
     for name in names:
         (user.home / "two" / name).write_bytes(name.encode() * 1000)
-    user.run("build", "two", "-o", "oci:both:x", *OPTIONS)
+    ran = user.run("build", "two", "-o", "oci:both:x", *OPTIONS)
+    assert f"{', '.join(names)}: both are qemu raw" in ran.err
     for more in ([], ["--format", "raw"]):
         ran = user.run("rehydrate", "-", "--bundle", "oci:both:x", "--disk", "qemu", *more, code=2)
         assert f"--file: {', '.join(names)}" in ran.err
