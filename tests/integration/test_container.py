@@ -167,7 +167,8 @@ def test_it_verifies_itself(made: Made) -> None:
 
 
 def test_exit_codes_are_the_programs(made: Made, tmp_path: Path) -> None:
-    """A platform that is not there is 4, a wrong key 7, build 10, no verb the help and 2; nothing is on stdout."""
+    """A platform that is not there is 4, a wrong key 7, a build 10, no verb the help and 2; nothing
+    is on stdout."""
     on_host("keygen", tmp_path / "other", "--no-password")
     done = container("-i", made.image, "rehydrate", "-", "--disk", "hyperv")
     assert (done.returncode, done.stdout) == (4, b"")
