@@ -143,7 +143,7 @@ def verify(data: bytes, signatures: Iterable[bytes], key: EllipticCurvePublicKey
             continue
         return
     if not tried:
-        raise SignatureMissing("a key was given, and nothing is signed")
+        raise SignatureMissing("this bundle is not signed; get the signed one, or leave out --key")
     raise SignatureWrong(f"none of the {tried} signatures is one by key {key_id(key)} over these bytes")
 
 
