@@ -43,10 +43,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the user asked for; sizes in bytes."""
+    """What the user asked for; sizes in bytes. `target` is the directory that the image will
+    lie in, where that is known."""
 
     directory: Path
     work: Path
+    target: Path | None = None
     stream_json: Path | None = None
     name: str = ""
     stream: str = ""
@@ -169,7 +171,9 @@ class Builder:
         for name in options.canonicals:
             if name not in known:
                 raise UsageError(f"--canonical {name}: no such file; there are {', '.join(sorted(known))}")
-        intake.check_free_space([(options.work, intake.estimated_need(chosen))])
+        work, stored = intake.estimated_need(chosen)
+        at_target = [(options.target, stored)] if options.target else []
+        intake.check_free_space([(options.work, work), *at_target])
         for directory in (self._root / "packs", self._root / "streams", options.work / "images"):
             directory.mkdir(parents=True)
         self._reporter.phase("reading", sum(path.stat().st_size for path in chosen))

@@ -269,14 +269,17 @@ def check_free_space(places: Iterable[tuple[Path, int]]) -> None:
             )
 
 
-def estimated_need(files: Iterable[Path]) -> int:
-    """Bytes that a build may need for work: packs and layers of everything, at worst as large
-    as the files themselves, and compressed files unpacked."""
-    need = 0
-    for path in files:
-        held = min(path.stat().st_blocks * 512, path.stat().st_size)
-        need += 4 * held if image_name(path.name) != path.name else held
-    return need
+def estimated_need(files: Sequence[Path]) -> tuple[int, int]:
+    """Bytes that a build may need: for work, and at its target.
+
+    Compressed files are unpacked (images grow about fourfold, and their zeros stay holes). What
+    is stored is one copy of the disk that siblings share: at worst, where nothing compresses,
+    as large as the largest file.
+    """
+    held = {path: min(path.stat().st_blocks * 512, path.stat().st_size) for path in files}
+    unpacked = sum(4 * size for path, size in held.items() if image_name(path.name) != path.name)
+    stored = max((4 if image_name(path.name) != path.name else 1) * size for path, size in held.items())
+    return unpacked + stored, stored
 
 
 def measure_in_parallel(

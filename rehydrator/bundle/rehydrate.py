@@ -85,21 +85,30 @@ def produce(
 ) -> None:
     """Make the artifact's image form, give it to `sink`, and check its digest.
 
+    The last block is held back until the digest matched: what a pipe got of a bad image is cut
+    short, so that whoever reads it (tar, for one) sees an unexpected end.
+
     Raises:
         DigestMismatch: what was made is not what was published.
     """
     reader = bundle.reader(artifact)
     state = hashlib.sha256()
+    held: list[Piece] = []
     with _writer(sink) as write:
         for pieces in blocks(reader.machine, reader.space, jobs):
-            write(pieces)
+            write(held)
             for piece in pieces:
                 _hash(state, piece)
             progress(sum(_length(piece) for piece in pieces))
-    if state.hexdigest() != artifact.image.sha256:
+            held = pieces
+        _check_digest(artifact, state.hexdigest())
+        write(held)
+
+
+def _check_digest(artifact: Artifact, made: str) -> None:
+    if made != artifact.image.sha256:
         raise DigestMismatch(
-            f"{artifact.image.name}: made bytes of SHA-256 {state.hexdigest()}, "
-            f"but {artifact.image.sha256} was published"
+            f"{artifact.image.name}: made bytes of SHA-256 {made}, but {artifact.image.sha256} was published"
         )
 
 

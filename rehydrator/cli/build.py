@@ -132,9 +132,10 @@ def command(
     base = None if dry_run else _runtime(runtime)
     created = creation_time()
     sign = _signer(key, password_file) if key and not dry_run else None
-    place = tmpdir or (target.path.absolute().parent if target else Path(tempfile.gettempdir()))
+    beside = target.path.absolute().parent if target else None
+    place = tmpdir or beside or Path(tempfile.gettempdir())
     with _work(place) as work:
-        options = BuildOptions(release_dir, work, host_arch=host_arch(), **rest)
+        options = BuildOptions(release_dir, work, host_arch=host_arch(), target=beside, **rest)
         reporter = _Reporter()
         try:
             if target is None:

@@ -210,3 +210,14 @@ def test_order(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         sources = intake.measure_in_parallel(pool, take, files)
     assert [source.name for source in sources] == ["a", "b", "c"]
+
+
+def test_estimated_need(tmp_path: Path) -> None:
+    """Siblings are stored once: the need grows with the largest file, not with their number."""
+    files = [tmp_path / name for name in ("a.raw", "b.raw", "c.raw", "d.qcow2.xz")]
+    for path in files[:3]:
+        path.write_bytes(b"x" * (1 << 20))
+    files[3].write_bytes(b"x" * (1 << 18))
+    assert intake.estimated_need(files[:3]) == (1 << 20, 1 << 20)
+    assert intake.estimated_need(files) == (2 << 20, 1 << 20)
+    assert intake.estimated_need(files[3:]) == (2 << 20, 1 << 20)

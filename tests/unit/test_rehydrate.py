@@ -187,7 +187,7 @@ def test_to_pipe(artifacts: list[Artifact]) -> None:
 
 
 def test_a_mismatch_on_a_pipe() -> None:
-    """It ends in an error, and a tar has no end."""
+    """It ends in an error; the bad member is cut short, and a tar has no end."""
     found: list[bytes] = []
     reading, writing = os.pipe()
     thread = read_all(reading, found)
@@ -196,7 +196,7 @@ def test_a_mismatch_on_a_pipe() -> None:
     os.close(writing)
     thread.join()
     os.close(reading)
-    assert len(b"".join(found)) == 512 + len(WHOLE)
+    assert 512 <= len(b"".join(found)) < 512 + len(WHOLE)
 
 
 def test_a_reader_that_leaves() -> None:
