@@ -38,7 +38,7 @@ class Selection:
     ) -> list[Artifact]:
         """The named artifacts, in the order of the request, each once; `live` are the format
         keys "iso" and "pxe"."""
-        chosen = [self._disk(platform) for platform in disks]
+        chosen = [each for platform in disks for each in self._disk(platform, alone=len(disks) == 1)]
         for key in live:
             chosen += self._live(key)
         chosen += [self._file(name) for name in files]
@@ -46,7 +46,7 @@ class Selection:
             chosen += [each for each in self._artifacts if not self._arch or each.arch == self._arch]
         return list({id(artifact): artifact for artifact in chosen}.values())
 
-    def _disk(self, platform: str) -> Artifact:
+    def _disk(self, platform: str, *, alone: bool) -> list[Artifact]:
         disks = [each for each in self._artifacts if each.role == DISK]
         of_platform = [each for each in disks if each.platform == platform]
         if not of_platform:
@@ -57,7 +57,9 @@ class Selection:
         if not here:
             known = _listed({each.arch for each in of_platform})
             raise NotInBundle(f"no {platform} disk for {arch}; this bundle has {known}")
-        return self._choose_format(platform, here)
+        if self._formats:
+            return self._of_formats(platform, here, alone)
+        return self._without_format(platform, here)
 
     def _live(self, key: str) -> list[Artifact]:
         found = [each for each in self._artifacts if each.format == key]
@@ -82,24 +84,24 @@ class Selection:
             return host
         raise UsageError(f"name an architecture with --arch; there are {_listed(arches)}")
 
-    def _choose_format(self, platform: str, here: Sequence[Artifact]) -> Artifact:
-        wanted = [each for each in here if _format_keys(each) & set(self._formats)]
-        if wanted or len(here) == 1:
-            found = wanted or [each for each in here if not self._formats or len(self._formats) > 1]
+    def _without_format(self, platform: str, here: Sequence[Artifact]) -> list[Artifact]:
+        """A platform's only disk, or the one that is preferred."""
+        preferred = [each for each in here if _format_keys(each) & set(_PREFERRED_FORMATS)]
+        for found in (here, preferred):
             if len(found) == 1:
-                return found[0]
-        elif not self._formats:
-            preferred = [each for each in here if _format_keys(each) & set(_PREFERRED_FORMATS)]
-            if len(preferred) == 1:
-                return preferred[0]
-        known = _listed({each.format for each in here})
-        among = wanted if self._formats else here
-        if len({each.format for each in among}) < len(among):
-            names = _listed(each.image.name for each in among)
-            raise UsageError(f"{platform} has several disks of one format; name one with --file: {names}")
-        if self._formats:
-            raise NotInBundle(f"no {platform} disk of format {_listed(self._formats)}; it has {known}")
-        raise UsageError(f"{platform} has several formats; name one with --format: {known}")
+                return list(found)
+        _refuse_twins(platform, here)
+        raise UsageError(f"{platform} has several formats; name one with --format: {_formats_of(here)}")
+
+    def _of_formats(self, platform: str, here: Sequence[Artifact], alone: bool) -> list[Artifact]:
+        """A platform's disks of the formats that were named. Where several platforms were, one
+        that has a single disk gives that: the formats were meant for the others."""
+        wanted = [each for each in here if _format_keys(each) & set(self._formats)]
+        _refuse_twins(platform, wanted)
+        if not wanted and (alone or len(here) > 1):
+            named = _listed(self._formats)
+            raise NotInBundle(f"no {platform} disk of format {named}; it has {_formats_of(here)}")
+        return wanted or list(here)
 
     def _file(self, name: str) -> Artifact:
         named = [each for each in self._artifacts if each.image.name == name]
@@ -125,6 +127,17 @@ def _format_keys(artifact: Artifact) -> set[str]:
     key = artifact.format
     bare = next((key.removesuffix(s) for s in OUTER_SUFFIXES if key.endswith(s) and key != "tar.gz"), key)
     return {key, bare}
+
+
+def _refuse_twins(platform: str, among: Sequence[Artifact]) -> None:
+    """Raise UsageError where no format can tell two of the disks apart."""
+    if len({each.format for each in among}) < len(among):
+        names = _listed(each.image.name for each in among)
+        raise UsageError(f"{platform} has several disks of one format; name one with --file: {names}")
+
+
+def _formats_of(artifacts: Sequence[Artifact]) -> str:
+    return _listed({each.format for each in artifacts})
 
 
 def _listed(names: Iterable[str]) -> str:
