@@ -275,6 +275,8 @@ def _blobs(reference: Reference) -> DirectoryBlobs | ArchiveBlobs:
 
 def _open(blobs: DirectoryBlobs | ArchiveBlobs, reference: Reference, architecture: str | None) -> Image:
     if reference.transport == "dir":
+        if not (reference.path / "manifest.json").exists():
+            raise NotInBundle(f"{reference}: holds neither bundle.json nor an image's manifest.json")
         return _open_dir(blobs, architecture)
     if reference.transport == "docker-archive":
         return _open_docker_archive(blobs, reference.tag)

@@ -652,7 +652,7 @@ COMMANDS: dict[str, tuple[int, Callable[[Original], Tree], tuple[str, ...]]] = {
     "another file beside": (0, lambda original: {**original.tree, "new/file": b"x"}, ALL),
     "another time, signed": (0, _resealed(_set(*ARTIFACT, "mtime", 7)), ALL),
     "no such disk": (4, lambda original: original.tree, ("--disk", "nowhere")),
-    "no bundle.json": (8, lambda original: _without(original.tree, "bundle.json"), ALL),
+    "no bundle.json": (4, lambda original: _without(original.tree, "bundle.json"), ALL),
     "pack missing": (5, lambda original: _without(original.tree, "packs/0.pack"), ALL),
     "pack cut": (5, _edited("packs/0.pack", _cut), ALL),
     "pack extended": (5, _edited("packs/0.pack", lambda data: data.append(0)), ALL),
