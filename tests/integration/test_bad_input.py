@@ -747,9 +747,9 @@ def test_no_bundle_at_all(user: User, made: Made) -> None:
         "oci-archive:file",
         "oci-archive:empty",
         "oci:no-index",
-        "dir:empty",
     ):
         ran = user.run("list", reference, code=8)
         assert reference.partition(":")[2] in ran.err
-    for reference in ("oci:gone", "oci-archive:gone", "dir:gone"):
-        user.run("list", reference, code=4)
+    for reference in ("oci:gone", "oci-archive:gone", "dir:gone", "dir:empty"):
+        ran = user.run("list", reference, code=4)
+        assert reference.partition(":")[2] in ran.err

@@ -895,5 +895,5 @@ def test_skopeo_dir(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_neither(tmp_path: Path) -> None:
     """A dir: without bundle.json and manifest.json says what it misses."""
-    with pytest.raises(HostileInput, match=r"manifest\.json is missing"):
+    with pytest.raises(NotInBundle, match=r"neither bundle\.json nor an image's manifest\.json"):
         read_all(f"dir:{tmp_path}", tmp_path)
