@@ -67,6 +67,17 @@ def main(arguments: list[str] | None = None) -> int:
     sys.unraisablehook = _unraisable
     as_json = "--json" in (arguments if arguments is not None else sys.argv)
     try:
+        return _run(arguments, as_json)
+    except Exception:
+        # What an interrupt breaks off may raise something else in its place: a class that is
+        # being made when a module is imported, for one.
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            raise
+        return fail(Interrupted("interrupted"), as_json)
+
+
+def _run(arguments: list[str] | None, as_json: bool) -> int:
+    try:
         result = cli.main(arguments, prog_name="rehydrator", standalone_mode=False)
     except click.exceptions.Exit as error:
         return error.exit_code
