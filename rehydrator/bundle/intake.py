@@ -272,7 +272,7 @@ def check_free_space(places: Iterable[tuple[Path, int]]) -> None:
 def estimated_need(files: Sequence[Path]) -> tuple[int, int]:
     """Bytes that a build may need: for work, and at its target.
 
-    Compressed files are unpacked (images grow about fourfold, and their zeros stay holes). What
+    Compressed files are unpacked (taken to grow fourfold; their zeros stay holes). What
     is stored is one copy of the disk that siblings share: at worst, where nothing compresses,
     as large as the largest file.
     """

@@ -2,7 +2,7 @@
 neighbourhood, the bytes of other spaces that stand where it stands.
 
 For a stamped sibling the neighbourhood is the canonical disk around the changed pages: ten
-changed pages of 4 KiB cost 1.7 KB (measured), most of it new. Stretches without a neighbour,
+changed pages of 4 KiB cost 1 to 2 KiB in all (docs/benchmarks.md). Stretches without a neighbour,
 or too long for one, go into ordinary frames.
 """
 

@@ -39,8 +39,8 @@ _WORTH_INDEXING = 1 << 20  # bytes that an artifact had to store, for later ones
 _MAX_REPEATED = 64 << 20
 _SAMPLE_PAGES = 4
 
-# Frames that are compressed or wait for it: at level 19 one takes 106 MiB (measured), and a build
-# stays below 2 GiB whatever the number of threads.
+# Frames that are compressed or wait for it: at level 19 one takes 90 MiB and its 16 MiB
+# of plain bytes. Measured: the os release with --jobs 64 takes 1,936 MiB.
 _MAX_AHEAD = 15
 
 

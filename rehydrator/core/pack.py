@@ -105,7 +105,8 @@ def encode_frame(plain: bytes, level: int, planes: int = 1) -> tuple[int, bytes]
 
 def frame_options(level: int, size: int) -> dict[int, int]:
     """Zstd's parameters for a frame of `size` bytes: the window covers the frame, and
-    long-distance matching helps from 4 MiB on (measured: 1.5 % at 16 MiB, level 19).
+    long-distance matching is on from 4 MiB (with a prefix: docs/decisions/007; in plain frames of
+    16 MiB at level 19 it changes 0.004 % of the size, measured).
     """
     parameter = zstd.CompressionParameter
     window = max(10, min(27, (max(size, 1) - 1).bit_length()))

@@ -8,7 +8,7 @@ keeps the slow part out of Python (slice assignment) and feeds zstd runs of like
 Offsets are written as the zig-zag distance from where the previous op on the same operand
 ended, so that a run of neighbours is a run of zeros.
 
-Measured: 4,096 ops of a fragmented qcow2 decode in 6 ms; as varints they took 24 ms.
+Measured: a chunk of 4,096 copies from random places decodes in 3.1 ms of one core.
 """
 
 from __future__ import annotations
