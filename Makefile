@@ -13,7 +13,7 @@ install: .venv/installed
 	scripts/install
 
 test: lint image
-	scripts/install-packages test
+	scripts/install-packages test variants
 	scripts/sid-root
 	scripts/test
 
@@ -26,15 +26,15 @@ image: install
 	scripts/make-image
 
 demo: image
-	scripts/install-packages corpus
+	scripts/install-packages corpus variants
 	scripts/demo
 
 corpus: install
-	scripts/install-packages corpus
+	scripts/install-packages corpus variants
 	scripts/corpus
 
 bench: image
-	scripts/install-packages corpus bench
+	scripts/install-packages corpus variants bench
 	scripts/bench
 
 fuzz: install

@@ -1,0 +1,8 @@
+"""Edits guests in a process of its own."""
+
+
+def launch() -> object:
+    """The appliance."""
+    import guestfs
+
+    return guestfs.GuestFS(python_return_dict=True)

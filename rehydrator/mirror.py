@@ -1,0 +1,1 @@
+"""Mirroring the files that a stream document names."""

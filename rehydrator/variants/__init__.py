@@ -1,0 +1,1 @@
+"""Every platform's published files from one canonical image."""
