@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +20,13 @@ from rehydrator.cli.common import (
     json_option,
     table,
     tmpdir_option,
+    work_directory,
 )
 from rehydrator.cli.keygen import ask_password, password_from
 from rehydrator.core.errors import ToolMissing, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from rehydrator.bundle.builder import Built
     from rehydrator.bundle.seal import Sealed
@@ -134,7 +133,7 @@ def command(
     sign = _signer(key, password_file) if key and not dry_run else None
     beside = target.path.absolute().parent if target else None
     place = tmpdir or beside or Path(tempfile.gettempdir())
-    with _work(place) as work:
+    with work_directory(place, "build") as work:
         options = BuildOptions(release_dir, work, host_arch=host_arch(), target=beside, **rest)
         reporter = _Reporter()
         try:
@@ -195,19 +194,6 @@ def _signer(key: Path, password_file: Path | None) -> Callable[[bytes], tuple[st
 
     private = load_private_key(key, ask)
     return lambda data: (key_id(private.public_key()), sign(data, private))
-
-
-@contextmanager
-def _work(place: Path) -> Iterator[Path]:
-    """A private directory that is gone at the end, whatever happens."""
-    work = Path(tempfile.mkdtemp(prefix=".rehydrator-build-", dir=place))
-    try:
-        yield work
-    finally:
-        # Twice: a thread that was not waited for may add a last file to the first round.
-        with uninterrupted():
-            shutil.rmtree(work, ignore_errors=True)
-            shutil.rmtree(work, ignore_errors=True)
 
 
 def _show_plan(plan: list[dict[str, Any]], as_json: bool) -> None:

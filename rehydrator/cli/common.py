@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import threading
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rehydrator.cli import uninterrupted
 from rehydrator.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -114,29 +116,59 @@ def reference_of(option: str | None, argument: str | None = None) -> Reference:
     raise UsageError("name a bundle with --bundle REF (there is none in /bundle)")
 
 
+@contextmanager
+def work_directory(place: Path, what: str) -> Iterator[Path]:
+    """A private directory in `place` that is gone at the end, whatever happens."""
+    work = Path(tempfile.mkdtemp(prefix=f".rehydrator-{what}-", dir=place))
+    try:
+        yield work
+    finally:
+        # Twice: a thread that was not waited for may add a last file to the first round.
+        with uninterrupted():
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(work, ignore_errors=True)
+
+
+class StatusLine:
+    """The last line of a terminal, drawn again and again. Silent elsewhere."""
+
+    def __init__(self) -> None:
+        # stderr is None where it was closed.
+        self.live = bool(sys.stderr and sys.stderr.isatty()) and os.environ.get("TERM") != "dumb"
+
+    def show(self, line: str) -> None:
+        """Draw it, cut to the terminal's width."""
+        if self.live:
+            # A terminal that does not know its width says 0.
+            width = max(20, (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1)
+            click.echo(f"\r\033[K{line[:width]}", nl=False, err=True)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self.live:
+            click.echo("\r\033[K", nl=False, err=True)
+
+
 class Progress:
     """One line on a terminal: what, how far, how fast, how long still. Silent elsewhere."""
 
     def __init__(self, title: str, total: int) -> None:
         self._title, self._total, self._done = title, total, 0
         self._started, self._shown = time.monotonic(), 0.0
-        self._lock = threading.Lock()
-        # stderr is None where it was closed.
-        self._live = bool(sys.stderr and sys.stderr.isatty()) and os.environ.get("TERM") != "dumb"
+        self._lock, self._line = threading.Lock(), StatusLine()
 
     def advance(self, steps: int, detail: str = "") -> None:
         """Some bytes are done; several threads may say so at once."""
         with self._lock:
             self._done += steps
             now = time.monotonic()
-            if self._live and now - self._shown > 0.1:
+            if self._line.live and now - self._shown > 0.1:
                 self._shown = now
                 self._draw(now - self._started, detail)
 
     def clear(self) -> None:
         """Take the line away."""
-        if self._live:
-            click.echo("\r\033[K", nl=False, err=True)
+        self._line.clear()
 
     def _draw(self, seconds: float, detail: str) -> None:
         line = self._title
@@ -144,10 +176,7 @@ class Progress:
             rate = self._done / seconds if seconds else 0.0
             left = f"{max(0, self._total - self._done) / rate:4.0f} s left" if rate else ""
             line += f" {min(1.0, self._done / self._total):4.0%}  {human(rate)}/s  {left}"
-        line = f"{line}  {detail}".rstrip()
-        # A terminal that does not know its width says 0.
-        width = max(20, (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1)
-        click.echo(f"\r\033[K{line[:width]}", nl=False, err=True)
+        self._line.show(f"{line}  {detail}".rstrip())
 
 
 def human(size: float) -> str:

@@ -120,7 +120,8 @@ def _entry(text: str, boot: BootTexts, consoles: Consoles, stamp: str, arguments
 def _without_old(tokens: list[str], boot: BootTexts, consoles: Consoles, stamp: str) -> list[str]:
     """Kernel arguments without the name of the base's own platform and what that brought."""
     key = stamp.partition("=")[0] + "="
-    kept, gone = [], []
+    kept: list[str] = []
+    gone: list[str] = []
     for token in tokens:
         is_old = stamp and token.startswith(key)
         (gone if is_old else kept).append(token)

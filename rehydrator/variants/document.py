@@ -1,0 +1,88 @@
+"""The stream document of the files that were made."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rehydrator import __version__
+from rehydrator.core.errors import RehydratorError, UsageError
+from rehydrator.metadata.document import Document, FileKey, NewFile
+from rehydrator.metadata.names import parse_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rehydrator.variants.maker import Options, Outcome
+
+NAME = "stream.json"
+_MAX_DOCUMENT = 32 << 20
+
+
+def open_document(directory: Path, stream: str) -> Document:
+    """The stream document that lies in a release directory, else an empty one.
+
+    Raises:
+        UsageError: the one that is there belongs to another stream.
+        HostileInput: it is damaged.
+    """
+    path = directory / NAME
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_DOCUMENT + 1)
+    except FileNotFoundError:
+        return Document.new(stream)
+    except OSError as error:
+        raise RehydratorError(f"{path}: cannot be read: {error.strerror}") from None
+    document = Document.parse(data, str(path))
+    if document.stream != stream:
+        raise UsageError(
+            f"{path} is the document of stream {document.stream!r}; give --stream {document.stream}, "
+            "or another directory"
+        )
+    return document
+
+
+def add_files(document: Document, options: Options, outcomes: Sequence[Outcome]) -> Document:
+    """The document with what was written; locations are the bare names of the files beside it."""
+    made = [file for outcome in outcomes if (file := _new_file(outcome, options))]
+    modified = datetime.fromtimestamp(options.epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return document.updated(made, last_modified=modified, generator=f"rehydrator {__version__}")
+
+
+def write_document(document: Document, directory: Path) -> Path:
+    """Write it, at once or not at all."""
+    handle, name = tempfile.mkstemp(prefix=".stream-", dir=directory)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(document.data)
+            os.fchmod(file.fileno(), 0o644)
+        Path(name).replace(directory / NAME)
+    finally:
+        with suppress(FileNotFoundError):
+            Path(name).unlink()
+    return directory / NAME
+
+
+def _new_file(outcome: Outcome, options: Options) -> NewFile | None:
+    written = outcome.written
+    if written is None:
+        return None
+    variant = outcome.variant
+    named = parse_name(variant.file, options.name, options.release)
+    members: dict[str, str | int] = {
+        "location": variant.file,
+        "sha256": written.packed.sha256,
+        "size": written.packed.size,
+    }
+    if outcome.signed:
+        members["signature"] = f"{variant.file}.sig"
+    if variant.file != variant.image:
+        members["uncompressed-sha256"] = written.plain.sha256
+        members["uncompressed-size"] = written.plain.size
+    key = FileKey(options.arch, named.platform, named.format, named.role)
+    return NewFile(key, options.release, members)

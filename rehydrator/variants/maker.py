@@ -1,0 +1,382 @@
+"""One canonical image into the files of every platform."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from rehydrator import host
+from rehydrator.core.errors import LimitExceeded, RehydratorError, UsageError
+from rehydrator.host import gpg
+from rehydrator.host.guest import open_guests
+from rehydrator.metadata.names import parse_name
+from rehydrator.variants import stamp as stamps
+from rehydrator.variants import wrap
+from rehydrator.variants.compress import COMPRESSORS, Compressed, compress, keep
+from rehydrator.variants.convert import convert, inspect
+from rehydrator.variants.derivations import load_derivations, load_platforms
+from rehydrator.variants.identity import Identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from rehydrator.variants.derivations import Consoles, Derivation
+
+_T = TypeVar("_T")
+
+# What one conversion, compression or signature may take: a disk of 100 GiB through xz -9 on one core.
+_LONGEST = 24 * 3600
+# xz -9 with two threads (xz -vv says 1,250 MiB).
+_XZ_MEMORY = 1_300 << 20
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+class Reporter(Protocol):
+    """Who hears how it goes."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+        ...
+
+    def step(self, platform: str, what: str) -> None:
+        """A platform's file is at a step now; several may be."""
+        ...
+
+    def done(self, outcome: Outcome) -> None:
+        """A platform is through."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to make. `platforms` empty: all of the architecture; `epoch` in seconds since 1970;
+    `scratch` is a private directory, `staging` another on the file system of `directory`."""
+
+    base: Path
+    directory: Path
+    scratch: Path
+    staging: Path
+    platforms_file: Path
+    name: str
+    stream: str
+    release: str
+    arch: str
+    epoch: int
+    platforms: tuple[str, ...] = ()
+    compress: bool = True
+    derivations: Path | None = None
+    gpg_key: str = ""
+    editor: str = "auto"
+    jobs: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One platform's file to be: its name as published, without the outer compression, and the
+    virtual size of its disk in bytes."""
+
+    derivation: Derivation
+    file: str
+    image: str
+    size: int
+    method: str
+
+    @property
+    def platform(self) -> str:
+        return self.derivation.platform
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one platform ended: what was written, or why not. Seconds by step."""
+
+    variant: Variant
+    written: Compressed | None = None
+    signed: bool = False
+    error: RehydratorError | None = None
+    seconds: tuple[tuple[str, float], ...] = ()
+
+
+class Maker:
+    """Plans and makes the variants of one base."""
+
+    def __init__(self, options: Options, reporter: Reporter) -> None:
+        self._options, self._reporter = options, reporter
+        self._consoles: Consoles = load_platforms(options.platforms_file, options.arch)
+        self._base_size = 0
+
+    def plan(self) -> list[Variant]:
+        """The variants to make, by platform.
+
+        Raises:
+            UsageError: an unknown platform, or one that this program cannot make.
+            HostileInput: the base is not what its name says.
+        """
+        options = self._options
+        table = load_derivations(options.derivations)
+        wanted = self._selected(table)
+        self._base_size = inspect(options.base, _format_of(options.base)).virtual_size
+        found = [self._variant(table[name]) for name in wanted]
+        for each in found:
+            if (options.directory / each.file).resolve() == options.base.resolve():
+                raise UsageError(f"{options.base}: is itself the file of {each.platform}; write elsewhere")
+        return found
+
+    def make(self, variants: Sequence[Variant]) -> list[Outcome]:
+        """Make them; each that fails is reported in its outcome, and the others go on.
+
+        Raises:
+            RehydratorError: what concerns them all: the base, the appliance, no space at all.
+        """
+        outcomes, ready = self._stamped(variants)
+        for outcome in outcomes:
+            self._reporter.done(outcome)
+        at_once = self._at_once(len(ready))
+        threads = max(2, self._options.jobs // at_once)
+        pool = ThreadPoolExecutor(at_once)
+        try:
+            waiting = {pool.submit(self._make, each, disk, threads) for each, disk in ready.items()}
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                outcomes += [self._finished(future) for future in done]
+        except BaseException:
+            host.stop_all()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        order = {each.platform: number for number, each in enumerate(variants)}
+        return sorted(outcomes, key=lambda outcome: order[outcome.variant.platform])
+
+    def _selected(self, table: Mapping[str, Derivation]) -> list[str]:
+        options = self._options
+        here = {name: each for name, each in table.items() if options.arch in each.arches}
+        for name in options.platforms:
+            if name not in here:
+                raise UsageError(
+                    f"no platform {name!r} for {options.arch}; there are {', '.join(sorted(here))}; "
+                    "a new one is a stanza in a file for --derivations"
+                )
+            if need := here[name].needs.get(options.arch):
+                raise UsageError(f"{name} on {options.arch} needs {need}: this program cannot make it")
+        if options.platforms:
+            return list(dict.fromkeys(options.platforms))
+        for name, each in sorted(here.items()):
+            if need := each.needs.get(options.arch):
+                self._reporter.note(f"{name}: left out, needs {need}")
+        found = sorted(name for name, each in here.items() if options.arch not in each.needs)
+        if not found:
+            raise UsageError(f"no platform of {options.arch} can be made")
+        return found
+
+    def _variant(self, derivation: Derivation) -> Variant:
+        options = self._options
+        method = derivation.compress if options.compress else "none"
+        stem = f"{options.name}-{options.release}-{derivation.platform}.{options.arch}"
+        image = f"{stem}.{derivation.extension}"
+        file = image + (COMPRESSORS[method].suffix if method != "none" else "")
+        named = parse_name(file, options.name, options.release)
+        if named.arch != options.arch or not named.release:
+            raise UsageError(f"{file}: name, release and platform do not make a file name of the convention")
+        return Variant(derivation, file, image, derivation.size or self._base_size, method)
+
+    def _at_once(self, count: int) -> int:
+        """How many platforms at a time: a core and the memory of an xz for each."""
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        by_memory = max(1, free // _XZ_MEMORY) if self._options.compress else count
+        return max(1, min(self._options.jobs, count, by_memory))
+
+    def _stamped(self, variants: Sequence[Variant]) -> tuple[list[Outcome], dict[Variant, Path]]:
+        """Each platform's disk as an overlay over the base, edited."""
+        options = self._options
+        failed: list[Outcome] = []
+        disks: dict[Variant, Path] = {}
+        base = options.scratch / "base.raw"
+        self._check_space()
+        self._reporter.step("", "unpacking the base")
+        identity = Identity("", options.epoch)
+        convert(options.base, _format_of(options.base), "raw", (), base, identity, _LONGEST)
+        for each in variants:
+            with self._reported(each, "grow", failed):
+                disks[each] = self._overlay(base, each)
+        if any(self._touches(each) for each in disks):
+            self._edit(base, disks, failed)
+        return failed, disks
+
+    def _overlay(self, base: Path, variant: Variant) -> Path:
+        if variant.size < self._base_size:
+            raise UsageError(
+                f"{self._options.base}: its disk of {self._base_size} bytes is too large for "
+                f"{variant.platform}, whose size is {variant.size}; give a larger `size` with --derivations"
+            )
+        overlay = self._options.scratch / f"{variant.platform}.overlay"
+        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "raw"]
+        done = host.run([*argv, str(overlay), str(variant.size)], 60)
+        if done.status:
+            raise RehydratorError(f"qemu-img create: {done.said}")
+        return overlay
+
+    def _edit(self, base: Path, disks: dict[Variant, Path], failed: list[Outcome]) -> None:
+        options, name = self._options, str(self._options.base)
+        root_too = any(not path.startswith(stamps.BOOT) for each in disks for path in each.derivation.files)
+        self._reporter.step("", "opening the guests")
+        with open_guests(
+            base,
+            list(disks.values()),
+            options.editor,
+            options.epoch,
+            options.scratch,
+            self._reporter.note,
+            root_too=root_too,
+        ) as guests:
+            boot = stamps.read_boot(guests, name)
+            words = {"release": options.release, "name": options.name, "arch": options.arch}
+            for each, disk in list(disks.items()):
+                with self._reported(each, "stamp", failed):
+                    self._reporter.step(each.platform, "stamp")
+                    files = stamps.stamped(boot, each.derivation, self._consoles, words, name)
+                    if files:
+                        guests.write(disk, files)
+        for outcome in failed:
+            disks.pop(outcome.variant, None)
+
+    def _touches(self, variant: Variant) -> bool:
+        derivation = variant.derivation
+        return bool(derivation.files) or stamps.touches_boot(derivation, self._consoles)
+
+    @contextmanager
+    def _reported(self, variant: Variant, what: str, failed: list[Outcome]) -> Iterator[None]:
+        """A failure inside is this variant's alone."""
+        try:
+            yield
+        except (RehydratorError, OSError) as error:
+            failed.append(Outcome(variant, error=_as_ours(error, what)))
+
+    def _finished(self, future: Future[Outcome]) -> Outcome:
+        outcome = future.result()
+        self._reporter.done(outcome)
+        return outcome
+
+    def _make(self, variant: Variant, disk: Path, threads: int) -> Outcome:
+        """The file of one platform, under its final name."""
+        work = self._options.scratch / variant.platform
+        seconds: dict[str, float] = {}
+
+        def step(what: str, action: Callable[[], _T]) -> _T:
+            self._reporter.step(variant.platform, what)
+            started = time.monotonic()
+            try:
+                return action()
+            finally:
+                seconds[what] = time.monotonic() - started
+
+        try:
+            work.mkdir()
+            image = step("convert", lambda: self._image(variant, disk, work))
+            target = self._options.staging / variant.file
+            written = step("compress", lambda: self._packed(variant, image, target, threads))
+            signature = self._signature(target) if self._options.gpg_key else None
+            for path in (signature, target):
+                if path is not None:
+                    path.replace(self._options.directory / path.name)
+        except (RehydratorError, OSError) as error:
+            return Outcome(variant, error=_as_ours(error, variant.file), seconds=tuple(seconds.items()))
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            disk.unlink(missing_ok=True)
+        return Outcome(variant, written, signature is not None, None, tuple(seconds.items()))
+
+    def _identity(self, variant: Variant) -> Identity:
+        options = self._options
+        return Identity(f"{options.name} {options.release} {options.arch} {variant.platform}", options.epoch)
+
+    def _image(self, variant: Variant, disk: Path, work: Path) -> Path:
+        """The image form: converted and wrapped."""
+        derivation, identity = variant.derivation, self._identity(variant)
+        target = work / variant.image
+        inner = {
+            "ova": "disk.vmdk",
+            "gcp-tar": "disk.raw",
+            "powervs-ova": f"{self._options.name}-disk.raw",
+            "ociarchive": f"{variant.image.removesuffix('.ociarchive')}.qcow2",
+        }.get(derivation.wrap, variant.image)
+        converted = work / inner
+        convert(disk, "qcow2", derivation.format, derivation.arguments, converted, identity, _LONGEST)
+        match derivation.wrap:
+            case "":
+                return converted
+            case "gcp-tar":
+                wrap.gcp_tar(converted, target, identity)
+            case "ociarchive":
+                self._ociarchive(variant, converted, target, identity)
+            case _:
+                self._ova(variant, converted, target, identity)
+        converted.unlink()
+        return target
+
+    def _ociarchive(self, variant: Variant, disk: Path, target: Path, identity: Identity) -> None:
+        options = self._options
+        architecture = _ARCHITECTURES.get(options.arch, options.arch)
+        member = f"disk/{disk.name}"
+        wrap.ociarchive(
+            disk, target, architecture, options.release, member, identity, compressed=options.compress
+        )
+
+    def _ova(self, variant: Variant, disk: Path, target: Path, identity: Identity) -> None:
+        options, derivation = self._options, variant.derivation
+        beside = options.derivations.parent if options.derivations else None
+        template = wrap.load_template(derivation.template, beside)
+        values = {
+            "vsphere_image_name": target.stem,
+            "vsphere_product_name": options.name,
+            "vsphere_product_vendor_name": options.name,
+            "vsphere_product_version": options.release,
+            **derivation.values,
+        }
+        wrap.ova(disk, variant.size, target, template, values, identity, disk_name=disk.name)
+
+    def _packed(self, variant: Variant, image: Path, target: Path, threads: int) -> Compressed:
+        os.utime(image, (self._options.epoch, self._options.epoch))
+        if variant.method == "none":
+            return keep(image, target)
+        return compress(variant.method, image, target, threads, _LONGEST)
+
+    def _signature(self, target: Path) -> Path:
+        signature = target.with_name(target.name + ".sig")
+        gpg.detach_sign(target, self._options.gpg_key, signature)
+        return signature
+
+    def _check_space(self) -> None:
+        """The raw base, and one more copy in work."""
+        options = self._options
+        held = options.base.stat().st_blocks * 512
+        free = shutil.disk_usage(options.scratch).free
+        if free < 2 * held:
+            raise LimitExceeded(
+                f"{options.scratch.parent}: the variants need at least {2 * held} bytes for work and "
+                f"{free} are free; free some space, or name another place with --tmpdir"
+            )
+
+
+def _format_of(base: Path) -> str:
+    """The format that the base's name says: qcow2 or raw."""
+    formats = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}
+    if base.suffix not in formats:
+        raise UsageError(
+            f"{base}: a base is named .qcow2 or .raw; decompress it, or convert it with qemu-img, first"
+        )
+    return formats[base.suffix]
+
+
+def _as_ours(error: RehydratorError | OSError, what: str) -> RehydratorError:
+    if isinstance(error, RehydratorError):
+        return error
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return LimitExceeded(f"{what}: {error.strerror}; free some space, or see --tmpdir")
+    return RehydratorError(f"{error.filename or what}: {error.strerror or error}")
