@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import numpy as np
 from backports import zstd
 
+from rehydrator.bundle import zipped
 from rehydrator.core.errors import (
     DigestMismatch,
     HostileInput,
@@ -26,7 +27,14 @@ from rehydrator.core.errors import (
     UsageError,
 )
 from rehydrator.core.reader import data_spans
-from rehydrator.metadata.names import Named, image_name, parse_name
+from rehydrator.metadata.names import (
+    PARTIAL_SUFFIX,
+    SIGNATURE_SUFFIX,
+    Named,
+    image_name,
+    outer_suffix,
+    parse_name,
+)
 from rehydrator.store.files import FileReader
 
 if TYPE_CHECKING:
@@ -46,7 +54,12 @@ _PACKED = 1 << 20
 # xz -9 needs 65 MiB to decompress; the format allows 4 GiB.
 _XZ_MEMORY = 512 << 20
 
-_MAGICS = {".xz": b"\xfd7zXZ\0", ".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd"}
+_MAGICS = {
+    ".xz": b"\xfd7zXZ\0",
+    ".gz": b"\x1f\x8b\x08",
+    ".zst": b"\x28\xb5\x2f\xfd",
+    ".zip": b"PK\3\4",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +88,8 @@ class Source:
 
 
 def list_files(directory: Path, note: Callable[[str], None]) -> list[Path]:
-    """The regular files of a release directory, by name; others are noted and left.
+    """The regular files of a release directory, by name; others are noted and left, and so are
+    detached signatures and unfinished downloads.
 
     Raises:
         HostileInput: a name that no output could have, two files that claim one image name,
@@ -93,10 +107,29 @@ def list_files(directory: Path, note: Callable[[str], None]) -> list[Path]:
             files.append(path)
         else:
             note(f"{path.name}: not a regular file, left out")
+    files = _without_companions(files, note)
     if not files:
         raise HostileInput(f"{directory}: no files in this directory; put the release's images there")
     _check_claims(files)
     return files
+
+
+def _without_companions(files: list[Path], note: Callable[[str], None]) -> list[Path]:
+    kept, signatures = [], 0
+    here = {path.name for path in files if not path.name.endswith(PARTIAL_SUFFIX)}
+    for path in files:
+        if path.name.endswith(PARTIAL_SUFFIX):
+            note(f"{path.name}: an unfinished download, left out")
+        elif not path.name.endswith(SIGNATURE_SUFFIX):
+            kept.append(path)
+        elif path.name.removesuffix(SIGNATURE_SUFFIX) in here:
+            signatures += 1
+        else:
+            note(f"{path.name}: a signature of a file that is not here, left out")
+    if signatures:
+        what = "1 detached signature is" if signatures == 1 else f"{signatures} detached signatures are"
+        note(f"{what} beside the files; not stored yet")
+    return kept
 
 
 def select_files(
@@ -162,7 +195,7 @@ def _take_in(
 ) -> Source:
     file = FileReader(path)
     try:
-        packed = outer_suffix(path.name, file)
+        packed = compression(path.name, file)
         if not packed and file.size > limit:
             raise LimitExceeded(
                 f"{path.name}: {file.size} bytes, above the limit of {limit} (--max-image-size)"
@@ -215,13 +248,12 @@ def nonzero_bytes(block: bytes) -> int:
     return int(np.count_nonzero(words.any(axis=1))) * _PAGE + (rest if any(block[len(block) - rest :]) else 0)
 
 
-def outer_suffix(name: str, file: FileReader) -> str:
+def compression(name: str, file: FileReader) -> str:
     """The suffix of the outer compression that both name and content show, or ""."""
-    stripped = image_name(name)
-    suffix = name.removeprefix(stripped)
-    magic = _MAGICS.get(suffix)
-    if magic is None:
+    suffix = outer_suffix(name)
+    if not suffix:
         return ""
+    magic = _MAGICS[suffix]
     if file.size < len(magic) or file.pread(0, len(magic)) != magic:
         raise HostileInput(f"{name}: its content is not what {suffix} says; rename it or fetch it again")
     return suffix
@@ -235,7 +267,7 @@ def unpack(path: Path, suffix: str, target: Path, limit: int) -> Measured:
         LimitExceeded: more than `limit` bytes come out.
     """
     state, size, data = hashlib.sha256(), 0, 0
-    with path.open("rb") as packed, target.open("xb") as image, _opener(suffix)(packed) as stream:
+    with path.open("rb") as packed, target.open("xb") as image, _open(suffix, packed, path) as stream:
         while True:
             try:
                 block = stream.read(_BLOCK)
@@ -294,12 +326,14 @@ def _size(path: Path) -> int:
     return path.stat().st_size
 
 
-def _opener(suffix: str) -> Callable[[BinaryIO], BinaryIO]:
+def _open(suffix: str, packed: BinaryIO, path: Path) -> BinaryIO:
     if suffix == ".xz":
-        return lambda file: cast("BinaryIO", io.BufferedReader(_XzStreams(file), _BLOCK))
+        return cast("BinaryIO", io.BufferedReader(_XzStreams(packed), _BLOCK))
     if suffix == ".gz":
-        return lambda file: cast("BinaryIO", gzip.open(file))
-    return lambda file: cast("BinaryIO", zstd.open(file))
+        return cast("BinaryIO", gzip.open(packed))
+    if suffix == ".zip":
+        return zipped.open_member(packed, path.name)
+    return cast("BinaryIO", zstd.open(packed))
 
 
 class _XzStreams(io.RawIOBase):

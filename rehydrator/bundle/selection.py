@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rehydrator.core.errors import NotInBundle, UsageError
+from rehydrator.metadata.names import image_format
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from rehydrator.bundle.manifest import Artifact
 
 DISK = "disk"
-OUTER_SUFFIXES = (".xz", ".gz", ".zst", ".zip")
 
 # `--disk metal` alone is the 512-byte raw disk, whatever else the platform publishes.
 _PREFERRED_FORMATS = ("raw",)
@@ -124,9 +124,7 @@ class Selection:
 
 def _format_keys(artifact: Artifact) -> set[str]:
     """A format's key as published ("raw.xz") and without its outer compression ("raw")."""
-    key = artifact.format
-    bare = next((key.removesuffix(s) for s in OUTER_SUFFIXES if key.endswith(s) and key != "tar.gz"), key)
-    return {key, bare}
+    return {artifact.format, image_format(artifact.format)}
 
 
 def _refuse_twins(platform: str, among: Sequence[Artifact]) -> None:

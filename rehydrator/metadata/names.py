@@ -13,7 +13,13 @@ from dataclasses import dataclass
 
 ARCHES = ("x86_64", "aarch64", "ppc64le", "s390x", "riscv64")
 
-OUTER_SUFFIXES = (".xz", ".gz", ".zst")
+# Compression around an image; `rehydrator.bundle.intake` can take off each of them.
+OUTER_SUFFIXES = (".xz", ".gz", ".zst", ".zip")
+
+# What a mirror or a variant run leaves beside the files: detached GPG signatures, and
+# downloads that are not finished.
+SIGNATURE_SUFFIX = ".sig"
+PARTIAL_SUFFIX = ".part"
 
 _CONVENTION = re.compile(
     r"(?P<name>.+?)-(?P<release>[0-9][^-]*(?:-[0-9]+)?)-(?P<platform>[a-z][a-z0-9_-]*?)"
@@ -65,7 +71,16 @@ def _named(platform: str, ext: str, arch: str, name: str, release: str) -> Named
 
 def image_name(file: str) -> str:
     """The name of the image form: without the outer compression (`x.tar.gz` is an image)."""
+    return file.removesuffix(outer_suffix(file))
+
+
+def image_format(key: str) -> str:
+    """A format key without its outer compression: `raw` for `raw.xz`, `tar.gz` for itself."""
+    return key if key == "tar.gz" else image_name(key)
+
+
+def outer_suffix(file: str) -> str:
+    """The outer compression that a file's name says, or ""; what is left is never empty."""
     if file.endswith(".tar.gz"):
-        return file
-    suffix = next((s for s in OUTER_SUFFIXES if file.endswith(s) and len(file) > len(s)), "")
-    return file.removesuffix(suffix)
+        return ""
+    return next((s for s in OUTER_SUFFIXES if file.endswith(s) and len(file) > len(s)), "")

@@ -8,6 +8,7 @@ import hashlib
 import io
 import lzma
 import random
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,13 @@ def take(path: Path, item: Published | None = None, limit: int = LIMIT) -> intak
     work = path.parent / "work"
     work.mkdir(exist_ok=True)
     return intake.take_in(path, item, ("", ""), "x86_64", work, limit)
+
+
+def zipped(name: str, data: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, data)
+    return out.getvalue()
 
 
 @pytest.mark.parametrize("holes", [True, False])
@@ -73,6 +81,7 @@ def test_nonzero_bytes(size: int) -> None:
         (".xz", lzma.compress(DATA[:50_000]) + bytes(12) + lzma.compress(DATA[50_000:]) + bytes(4)),
         (".gz", gzip.compress(DATA[:50_000]) + gzip.compress(DATA[50_000:]) + bytes(100)),
         (".zst", zstd.compress(DATA[:50_000]) + zstd.compress(DATA[50_000:])),
+        (".zip", zipped("image.raw", DATA)),
     ],
 )
 def test_unpack(tmp_path: Path, suffix: str, packed: bytes) -> None:
@@ -114,6 +123,53 @@ def test_xz_that_is_not_whole(tmp_path: Path, packed: bytes) -> None:
         take(path)
 
 
+@pytest.mark.parametrize(
+    ("packed", "said"),
+    [
+        (zipped("image.raw", DATA)[:-1], "cut short"),
+        (zipped("other.raw", DATA), "'other.raw'"),
+        (zipped("image.raw", DATA)[:-200] + zipped("image.raw", DATA)[-100:], "cut short|damaged"),
+        (DATA, "its content is not what .zip says"),
+    ],
+)
+def test_zip_that_is_not_one_image(tmp_path: Path, packed: bytes, said: str) -> None:
+    """The message has the file's name and what is in it."""
+    path = tmp_path / "image.raw.zip"
+    path.write_bytes(packed)
+    with pytest.raises(HostileInput, match=rf"image\.raw\.zip: .*({said})"):
+        take(path)
+
+
+def test_zip_damaged_inside(tmp_path: Path) -> None:
+    """A deflate stream that breaks off or turns into another is damage of the file."""
+    whole = zipped("image.raw", bytes(100_000) + DATA)
+    for at in range(60, len(whole) - 200, 9001):
+        path = tmp_path / "image.raw.zip"
+        path.write_bytes(whole[:at] + b"\0\xff\0\xff" + whole[at + 4 :])
+        with pytest.raises(HostileInput, match=r"image\.raw\.zip: .*damaged"):
+            take(path)
+        (tmp_path / "work" / "image.raw").unlink()
+
+
+def test_companions(tmp_path: Path) -> None:
+    """Signatures beside their files are counted, others named; unfinished downloads are left."""
+    for name in ("a.raw", "a.raw.sig", "b.xz", "b.xz.sig", "b.sig", "c.part", ".d.part", "d.part.sig"):
+        (tmp_path / name).write_bytes(b"x")
+    notes: list[str] = []
+    assert [path.name for path in intake.list_files(tmp_path, notes.append)] == ["a.raw", "b.xz"]
+    assert sorted(notes) == [
+        ".d.part: an unfinished download, left out",
+        "2 detached signatures are beside the files; not stored yet",
+        "b.sig: a signature of a file that is not here, left out",
+        "c.part: an unfinished download, left out",
+        "d.part.sig: a signature of a file that is not here, left out",
+    ]
+    for name in ("a.raw", "b.xz"):
+        (tmp_path / name).unlink()
+    with pytest.raises(HostileInput, match="no files"):
+        intake.list_files(tmp_path, notes.append)
+
+
 def test_xz_that_wants_much_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dictionary above the limit is refused, not allocated."""
     monkeypatch.setattr(intake, "_XZ_MEMORY", 1 << 20)
@@ -125,14 +181,16 @@ def test_xz_that_wants_much_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_limit(tmp_path: Path) -> None:
     """Exactly --max-image-size is taken, one byte more is not, packed or not."""
-    plain, packed = tmp_path / "a.raw", tmp_path / "b.raw.gz"
+    plain, packed, archive = tmp_path / "a.raw", tmp_path / "b.raw.gz", tmp_path / "c.raw.zip"
     plain.write_bytes(DATA)
     packed.write_bytes(gzip.compress(DATA))
-    for path in (plain, packed):
+    archive.write_bytes(zipped("c.raw", DATA))
+    for path in (plain, packed, archive):
         with pytest.raises(LimitExceeded, match="--max-image-size"):
             take(path, limit=len(DATA) - 1)
     (tmp_path / "work" / "b.raw").unlink()
-    for path in (plain, packed):
+    (tmp_path / "work" / "c.raw").unlink()
+    for path in (plain, packed, archive):
         assert take(path, limit=len(DATA)).measured.size == len(DATA)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rehydrator.metadata.names import Named, image_name, parse_name
+from rehydrator.metadata.names import Named, image_format, image_name, parse_name
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,37 @@ def test_known_name_and_release_settle_dashes() -> None:
         ("a.qcow2.xz", "a.qcow2"),
         ("a.raw.zst", "a.raw"),
         ("a.img.gz", "a.img"),
+        ("a.vhdx.zip", "a.vhdx"),
+        ("a.ova.gz", "a.ova"),
+        ("a.ociarchive", "a.ociarchive"),
         ("a.tar.gz", "a.tar.gz"),
         ("a.tar.xz", "a.tar"),
         ("a.tar.gz.xz", "a.tar.gz"),
         (".xz", ".xz"),
+        (".zip", ".zip"),
         ("a", "a"),
     ],
 )
 def test_image_name(file: str, expected: str) -> None:
     """One outer compression is taken off; .tar.gz is an image itself."""
     assert image_name(file) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("qcow2.xz", "qcow2"),
+        ("4k.raw.xz", "4k.raw"),
+        ("vhdx.zip", "vhdx"),
+        ("ova.gz", "ova"),
+        ("raw.zst", "raw"),
+        ("tar.gz", "tar.gz"),
+        ("ociarchive", "ociarchive"),
+        ("iso", "iso"),
+        ("xz", "xz"),
+        (".xz", ".xz"),
+    ],
+)
+def test_image_format(key: str, expected: str) -> None:
+    """The format of the image inside; tar.gz and ociarchive are their own."""
+    assert image_format(key) == expected

@@ -28,6 +28,8 @@ ALL = [
     artifact("z", "ibm", "qcow2", "s390x"),
     artifact("v1", "vm", "ova"),
     artifact("v2", "vm", "vmdk"),
+    artifact("h1", "hyperv", "vhdx.zip"),
+    artifact("h2", "hyperv", "tar.gz"),
 ]
 
 
@@ -51,6 +53,8 @@ def names(host: str = "x86_64", **wanted: Any) -> list[str]:
         ({"disks": ["metal"], "formats": ["iso"]}, ["iso"]),
         ({"disks": ["vm"], "formats": ["vmdk"]}, ["v2"]),
         ({"disks": ["vm"], "formats": ["ova", "vmdk"]}, ["v1", "v2"]),
+        ({"disks": ["hyperv"], "formats": ["vhdx"]}, ["h1"]),
+        ({"disks": ["hyperv"], "formats": ["tar.gz"]}, ["h2"]),
         ({"disks": ["qemu", "vm"], "formats": ["vmdk"]}, ["q", "v2"]),
         ({"disks": ["vm", "qemu"], "formats": ["vmdk", "4k.raw"]}, ["v2", "q"]),
         ({"iso": True}, ["iso"]),
@@ -77,6 +81,7 @@ def test_named(wanted: dict[str, Any], expected: list[str]) -> None:
         ({"disks": ["vm"]}, UsageError, "--format: ova, vmdk"),
         ({"disks": ["vm"], "formats": ["raw"]}, NotInBundle, "ova, vmdk"),
         ({"disks": ["qemu"], "formats": ["raw"]}, NotInBundle, "qcow2.xz"),
+        ({"disks": ["hyperv"], "formats": ["tar"]}, NotInBundle, "tar.gz, vhdx.zip"),
         ({"iso": True, "arch": "s390x"}, NotInBundle, "no iso for s390x"),
         ({"pxe": True, "arch": "aarch64"}, NotInBundle, "no pxe for aarch64"),
         ({"names": ["nothing"]}, NotInBundle, "q-arm"),
