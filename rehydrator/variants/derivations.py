@@ -22,8 +22,9 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"([1-9][0-9]{0,17})([KMGT]?)\Z")
 _SECTOR = 512
 
-# No argument of ours may name a file or another option of the converter.
-_Argument = Annotated[str, Field(pattern=r"^(-c|-o|-[SmW]|[A-Za-z0-9_=,.+-]+)$")]
+# Flags of `qemu-img convert` and their values; nothing that names a file, as a bare word would.
+_ARGUMENTS = re.compile(r"(-[cW] |-[oSm] [a-z0-9_]+(=[A-Za-z0-9_.+]+)?(,[a-z0-9_]+(=[A-Za-z0-9_.+]+)?)* )*\Z")
+_NAMES_A_FILE = ("backing_", "data_file", "encrypt")
 _KernelArgument = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f]+$", max_length=1024)]
 _Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=1024)]
 _GuestPath = Annotated[str, Field(pattern=r"^(/\.?[A-Za-z0-9_@+-][A-Za-z0-9_.@+-]*)+$", max_length=512)]
@@ -46,7 +47,7 @@ class _Model(BaseModel):
 class _Stanza(_Model):
     arches: list[_Arch] = list(ARCHES)
     format: Literal["raw", "qcow2", "vmdk", "vpc", "vhdx"]
-    arguments: list[_Argument] = []
+    arguments: list[str] = []
     wrap: Literal["ova", "gcp-tar", "powervs-ova", "ociarchive"] | None = None
     template: Annotated[str, Field(min_length=1)] | None = None
     values: dict[str, _Line] = {}
@@ -250,6 +251,11 @@ def _validated(model: type[_M], value: Any, what: str) -> _M:
 def _derivation(name: str, stanza: _Stanza, cloud: int, what: str) -> Derivation:
     if stanza.wrap in {"ova", "powervs-ova"} and not stanza.template:
         raise UsageError(f"{what}: template: an ova needs the name of an OVF template")
+    joined = "".join(f"{argument} " for argument in stanza.arguments)
+    if not _ARGUMENTS.match(joined) or any(option in joined for option in _NAMES_A_FILE):
+        raise UsageError(
+            f"{what}: arguments: {joined.strip()!r}: -c, -W, -o OPTIONS, -S SIZE and -m N are known"
+        )
     size = {"cloud": cloud, "base": None}.get(str(stanza.size), -1)
     return Derivation(
         platform=name,
