@@ -2,8 +2,9 @@
 
     tar = (header | member's bytes | padding)* | two blocks of zeros | padding
 
-A member that another format explains keeps its explanation, moved to its place. A sparse
-member is a raw disk whose data extents lie packed, one after the other:
+A member that another format explains keeps its explanation, moved to its place; so does a tar
+in the tar, a few levels deep (KubeVirt's ociarchive: an OCI layout with the layer that holds
+the disk). A sparse member is a raw disk whose data extents lie packed, one after the other:
 
     header | (extension block)* | extent | extent | …        old GNU, type "S"
     header | map as decimal lines, padded | extent | …       PAX 1.0
@@ -49,6 +50,9 @@ MAX_RECORDS = 4 << 20
 MAX_DISK = 64 << 40
 _MAX_DIGITS = 20
 
+# A tar around an OCI layer around an OVA is three; each level reads the headers below it once.
+MAX_DEPTH = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -79,37 +83,48 @@ def recognise(file: Reader) -> bool:
 
 
 def explain(file: Reader, each: Each = map) -> Explanation:
-    """The largest member that is a disk is the guest; all else stays FILE.
+    """The largest member that is a disk, or a tar with one, is the guest; all else stays FILE.
 
     Raises:
         Unexplained: no member is a disk that can be explained, or the tar is malformed.
     """
+    return _explain(file, each, MAX_DEPTH)
+
+
+def _explain(file: Reader, each: Each, depth: int) -> Explanation:
     members = sorted(_members(file), key=lambda member: member.size, reverse=True)
     declined = []
     for member in members:
         try:
-            return _explain_member(file, member, each)
-        except _NoDisk:
+            return _explain_member(file, member, each, depth)
+        except _NoDiskError:
             continue
         except HostileInput as error:
             declined.append(str(error))
-    raise Unexplained(declined[0] if declined else "no member is a disk")
+    if declined:
+        raise Unexplained(declined[0])
+    raise _NoDiskError("no member is a disk")
 
 
-class _NoDisk(Exception):
+class _NoDiskError(Unexplained):
     """The member is no disk of a known format."""
 
 
-def _explain_member(file: Reader, member: Member, each: Each) -> Explanation:
+def _explain_member(file: Reader, member: Member, each: Each, depth: int) -> Explanation:
     if member.extents is not None:
         return _explain_sparse(file, member, member.extents)
     from rehydrator.formats import FORMATS  # late: that table has this module in it
 
     window = WindowReader(file, member.data, member.stored, "member")
-    found = next((f for f in FORMATS if f.name != "tar" and f.recognise(window)), None)
+    found = next((f for f in FORMATS if f.recognise(window)), None)
     if found is None:
-        raise _NoDisk
-    inner = found.explain(window, each)
+        require(not _is_gzip(window), f"the member at {member.data} is gzip, which cannot be taken apart yet")
+        raise _NoDiskError
+    if found.explain is explain:
+        require(depth > 1, f"a tar in a tar, more than {MAX_DEPTH} deep")
+        inner = _explain(window, each, depth - 1)
+    else:
+        inner = found.explain(window, each)
     require(not _reads_file(inner.rules), f"{found.name}: its rules refer to the file itself")
     ops = OpsBuilder(file.size)
     here = member.data
@@ -122,11 +137,16 @@ def _explain_member(file: Reader, member: Member, each: Each) -> Explanation:
 def _explain_sparse(file: Reader, member: Member, extents: tuple[Extent, ...]) -> Explanation:
     guest = GuestReader(file, member.size, present(file, extents))
     if not raw.recognise(guest):
-        raise _NoDisk
+        raise _NoDiskError
     ops = OpsBuilder(file.size)
     for extent in extents:
         ops.add(extent.file, Copy(extent.length, GUEST, extent.guest))
     return Explanation("tar (sparse)+raw", guest, ops.finish(), facts={"extents": str(len(extents))})
+
+
+def _is_gzip(file: Reader) -> bool:
+    """RFC 1952, section 2.3.1: two magic bytes, and deflate."""
+    return file.size >= 3 and file.pread(0, 3) == b"\x1f\x8b\x08"
 
 
 def _moved(op: Op, by: int) -> Op:

@@ -142,3 +142,26 @@ def test_ova(folder: Path, disk_format: str, options: str) -> None:
         assert outer.format == f"tar+{inner.format}"
         around = file.size - alone.size
         assert unexplained_bytes(outer) == unexplained_bytes(inner) + around
+
+
+def test_oci_archive(folder: Path) -> None:
+    """KubeVirt's: GNU tar's pax layer with /disk/X.qcow2, attributes kept and times of access and
+    change left out, in the tar of an OCI layout; everything but the headers is explained."""
+    guest = make_disk(folder.parent / "disk.raw", 40)
+    (folder / "disk").mkdir()
+    disk = folder / "disk" / "demo.qcow2"
+    command = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(folder.parent / "disk.raw"), str(disk)]
+    subprocess.run(command, check=True)
+    posix = ["--format=posix", "--pax-option=delete=atime,delete=ctime", "--sort=name"]
+    layer = pack(folder, "-c", *posix, "--acls", "--xattrs", "--no-selinux", "--owner=107", "disk")
+    layout = folder.parent / "layout"
+    (layout / "blobs" / "sha256").mkdir(parents=True)
+    layer.rename(layout / "blobs" / "sha256" / ("7" * 64))
+    for name in ("oci-layout", "index.json", f"blobs/sha256/{'0' * 64}", f"blobs/sha256/{'9' * 64}"):
+        (layout / name).write_text('{"some": "json"}')
+    path = pack(layout, "-c", "--sort=name", "--mtime=@1600000000", ".")
+    with closing(FileReader(disk)) as alone, closing(FileReader(path)) as file:
+        inner, outer = explain(alone), explain(file)
+        check_explanation(outer, file, guest)
+        assert outer.format == "tar+tar+qcow2"
+        assert unexplained_bytes(outer) == unexplained_bytes(inner) + file.size - alone.size

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import random
 import re
 import tarfile
+from contextlib import closing
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,10 +17,14 @@ from rehydrator.core.ops import Copy
 from rehydrator.core.reader import BytesReader
 from rehydrator.formats import c_tar as c
 from rehydrator.formats import c_vhd, explain, tar
-from rehydrator.formats.explanation import GUEST
+from rehydrator.formats.explanation import FILE, GUEST
+from rehydrator.store.files import FileReader
 from tests import tar_images as make
 from tests import vhd_images
 from tests.suites.explained import check_explanation, check_guest, unexplained_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DICE = random.Random(21)
 BOOT = bytes(510) + b"\x55\xaa"
@@ -81,10 +88,103 @@ def test_next_disk_takes_over_from_one_that_is_declined() -> None:
     assert "differencing" in refused(make.member(other) + make.END)
 
 
-def test_tar_in_tar_is_left() -> None:
-    """Recursion goes one level deep."""
-    inner = make.member(disk(4)) + make.END
-    assert "no member is a disk" in refused(make.member(inner) + make.END)
+def nested(data: bytes, levels: int) -> bytes:
+    for _ in range(levels):
+        data = make.member(b"text") + make.member(data) + make.END
+    return data
+
+
+@pytest.mark.parametrize("around", range(tar.MAX_DEPTH))
+@pytest.mark.parametrize("kind", ["raw", "vhd", "sparse"])
+def test_tar_in_tar(kind: str, around: int) -> None:
+    """A tar's disk is explained through every level, moved by the place of each."""
+    guest = disk(300, every=2)
+    if kind == "sparse":
+        innermost = make.old_gnu(guest) + make.END
+    else:
+        member = guest if kind == "raw" else vhd_images.dynamic(guest, 4096, seed=1)
+        innermost = make.member(member) + make.END
+    file = BytesReader(nested(innermost, around))
+    alone, explained = explain(BytesReader(innermost)), tar.explain(file)
+    check_explanation(explained, file, guest)
+    assert explained.format == "tar+" * around + alone.format
+    assert unexplained_bytes(explained) == unexplained_bytes(alone) + file.size - len(innermost)
+
+
+def test_tars_that_nest_too_deep() -> None:
+    """One level more is declined, not followed; so are hundreds."""
+    for levels in (tar.MAX_DEPTH + 1, 300):
+        assert f"more than {tar.MAX_DEPTH} deep" in refused(nested(disk(4), levels))
+
+
+def test_nested_tar_without_a_disk_stands_in_nobodys_way() -> None:
+    """The disk beside it is the guest, though it is smaller; a damaged tar is left as well."""
+    guest = disk(4)
+    documents = make.member(b"text" * 5000) + make.END
+    damaged = make.member(disk(100))[:-512]
+    for other in (documents, damaged):
+        file = BytesReader(make.member(other) + make.member(guest) + make.END)
+        check_explanation(tar.explain(file), file, guest)
+    assert "no member is a disk" in refused(make.member(documents) + make.END)
+    assert "behind the end" in refused(make.member(damaged) + make.END)
+
+
+def test_gzip_inside_is_said() -> None:
+    """A layer that is gzip is declined by its name, wherever it stands."""
+    layer = make.member(gzip.compress(make.member(disk(9)) + make.END))
+    for data in (layer, make.member(layer + make.END)):
+        assert "gzip, which cannot be taken apart yet" in refused(data + make.END)
+
+
+def test_oci_archive() -> None:
+    """An OCI layout as `--format=posix --sort=name` writes it, its members in any order, headers of
+    times and extended attributes around them, sizes in pax records: the layer's disk is found."""
+    guest = disk(200, every=3)
+    dice = random.Random(3)
+    for seed in range(20):
+        image = vhd_images.dynamic(guest, 4096, seed=seed)
+        attributes = {"mtime": "1.5", "SCHILY.xattr.user.x": "a\nb=c", "size": str(len(image))}
+        lying = make.header(0, name=b"disk/x.vhd")
+        parts = [
+            make.header(0, b"5", name=b"disk/") + make.pax(attributes) + lying + make.padded(image),
+            make.pax({"path": "b" * 200}) + make.member(b"text" * dice.randrange(99)),
+        ]
+        dice.shuffle(parts)
+        layer = b"".join(parts) + make.END
+        blobs = [
+            make.pax({"size": str(len(layer)), "mtime": "1.25"}) + make.header(0) + make.padded(layer),
+            make.member(b'{"imageLayoutVersion": "1.0.0"}', name=b"oci-layout"),
+            make.member(b"{}" * dice.randrange(2000), name=b"index.json"),
+            make.header(0, b"5", name=b"blobs/sha256/"),
+        ]
+        dice.shuffle(blobs)
+        file = BytesReader(b"".join(blobs) + make.END + bytes(9216))
+        explained = tar.explain(file)
+        check_explanation(explained, file, guest)
+        assert explained.format == "tar+tar+vhd"
+
+
+def test_oci_archive_of_20_gib(tmp_path: Path) -> None:
+    """Members over 8 GiB have their size in a pax record; only what is data is looked at."""
+    size = 10 << 30
+    inner, outer = tarfile.TarInfo("disk/disk.raw"), tarfile.TarInfo("blobs/sha256/0")
+    inner.size = size
+    head = inner.tobuf(tarfile.PAX_FORMAT)
+    outer.size = len(head) + size + 1024
+    above = outer.tobuf(tarfile.PAX_FORMAT)
+    assert b"size=" in head
+    assert b"size=" in above
+    start = len(above) + len(head)
+    with (tmp_path / "x.ociarchive").open("wb") as out:
+        out.write(above + head + BOOT)
+        out.seek(start + size - 512)
+        out.write(b"end".ljust(512, b"\0"))
+        out.truncate(start + size + 2048)
+    with closing(FileReader(tmp_path / "x.ociarchive")) as file:
+        explained = tar.explain(file)
+        assert explained.ops == [Copy(start, FILE, 0), Copy(size, GUEST, 0), Copy(2048, FILE, start + size)]
+        assert sum(length for _, length in explained.guest.data_spans()) < 64 << 10
+        assert explained.guest.pread(size - 513, 4) == b"\0end"
 
 
 @pytest.mark.parametrize("sectors", [2, 8, 50, 300])
