@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 def recognise(file: Reader) -> bool:
     """A footer with a good checksum at the end, or at byte 0 as dynamic disks have it."""
-    return _find_footer(file) is not None
+    return find_footer(file) is not None
 
 
 def explain(file: Reader, each: Each = map) -> Explanation:
@@ -47,7 +47,7 @@ def explain(file: Reader, each: Each = map) -> Explanation:
     Raises:
         Unexplained: a differencing disk, an unknown version, or a malformed file.
     """
-    footer = _find_footer(file)
+    footer = find_footer(file)
     require(footer is not None, "no footer with a good checksum")
     assert footer is not None
     require(footer.version == c.VERSION, f"version {footer.version:#x}")
@@ -83,7 +83,7 @@ def _explain_dynamic(file: Reader, footer: c.Footer) -> Explanation:
     return Explanation("vhd", guest, ops.finish(), facts=facts)
 
 
-def _find_footer(file: Reader) -> c.Footer | None:
+def find_footer(file: Reader) -> c.Footer | None:
     """The footer at the end; its copy at byte 0 where the end has none, as after a crash.
 
     A good copy cannot speak for a fixed disk: there, byte 0 belongs to the guest.

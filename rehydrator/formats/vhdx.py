@@ -65,10 +65,10 @@ def explain(file: Reader, each: Each = map) -> Explanation:
         Unexplained: a dirty log, a parent, something unknown that is required, or a
             malformed file.
     """
-    header = _active_header(file)
+    header = read_active_header(file)
     require(header.version == c.VERSION, f"version {header.version}")
     require(header.log_id == c.NO_LOG, "a dirty log, which must be replayed first")
-    regions = _regions(file)
+    regions = read_regions(file)
     disk = _disk(file, regions[c.METADATA])
     table = _read_table(file, regions[c.BAT], disk)
     extents = list(_blocks(file, table, disk))
@@ -81,10 +81,10 @@ def explain(file: Reader, each: Each = map) -> Explanation:
     return Explanation("vhdx", guest, ops.finish(), facts=facts)
 
 
-def _active_header(file: Reader) -> c.Header:
+def read_active_header(file: Reader) -> c.Header:
     """The header with the higher sequence number, of those whose checksum is good (2.2.2)."""
     copies = (refuse_short(file, at, c.HEADER_SIZE, "a header") for at in c.HEADERS_AT)
-    good = [copy for copy in copies if _is_good(copy, c.HEADER_SIGNATURE)]
+    good = [copy for copy in copies if is_good(copy, c.HEADER_SIGNATURE)]
     require(bool(good), "no header with a good checksum")
     headers = [c.Header._make(c.HEADER.unpack_from(copy)) for copy in good]
     same = len(headers) == 2 and headers[0].sequence == headers[1].sequence
@@ -92,15 +92,15 @@ def _active_header(file: Reader) -> c.Header:
     return max(headers, key=lambda header: header.sequence)
 
 
-def _is_good(structure: bytes, signature: bytes) -> bool:
+def is_good(structure: bytes, signature: bytes) -> bool:
     stored = int.from_bytes(structure[c.CHECKSUM_AT : c.CHECKSUM_AT + 4], "little")
     return structure.startswith(signature) and stored == c.checksum(structure)
 
 
-def _regions(file: Reader) -> dict[bytes, c.Region]:
+def read_regions(file: Reader) -> dict[bytes, c.Region]:
     """The BAT and metadata regions, from the first region table whose checksum is good (2.2.3)."""
     copies = (refuse_short(file, at, c.REGIONS_SIZE, "a region table") for at in c.REGIONS_AT)
-    table = next((copy for copy in copies if _is_good(copy, c.REGIONS_SIGNATURE)), None)
+    table = next((copy for copy in copies if is_good(copy, c.REGIONS_SIGNATURE)), None)
     require(table is not None, "no region table with a good checksum")
     assert table is not None
     count = c.REGIONS.unpack_from(table)[2]
@@ -131,7 +131,7 @@ def _require_apart(one: c.Region, two: c.Region) -> None:
 
 
 def _disk(file: Reader, region: c.Region) -> _Disk:
-    items = _items(file, region)
+    items = read_items(file, region)
     parameters = _item(file, region, items, c.FILE_PARAMETERS, 8)
     block, flags = parameters & 0xFFFFFFFF, parameters >> 32
     require(not flags & c.HAS_PARENT, "a differencing disk, whose parent is another file")
@@ -144,7 +144,7 @@ def _disk(file: Reader, region: c.Region) -> _Disk:
     return _Disk(size, block, sector)
 
 
-def _items(file: Reader, region: c.Region) -> dict[bytes, c.Item]:
+def read_items(file: Reader, region: c.Region) -> dict[bytes, c.Item]:
     table = refuse_short(file, region.offset, c.ITEMS_SIZE, "the metadata table")
     signature, count = c.ITEMS.unpack_from(table)
     require(signature == c.ITEMS_SIGNATURE, "no metadata table")

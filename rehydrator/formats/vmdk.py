@@ -80,8 +80,8 @@ def explain(file: Reader, each: Each = map) -> Explanation:
     Raises:
         Unexplained: another kind of VMDK, or a damaged one.
     """
-    header = _header(file)
-    kind = _descriptor(file, header)
+    header = read_header(file)
+    kind = read_create_type(file, header)
     tables = _tables(file, header)
     grains = _grains(header, tables[0])
     _refuse_overlaps(file, header, tables, grains)
@@ -110,7 +110,7 @@ class _Grains(NamedTuple):
     starts: NDArray[np.int64]
 
 
-def _header(file: Reader) -> c.Header:
+def read_header(file: Reader) -> c.Header:
     """The header, with the directory's place from the footer where it is there."""
     raw = refuse_short(file, 0, min(c.SECTOR, file.size), "header")
     require(raw[: len(c.TEXT_MAGIC)] != c.TEXT_MAGIC, "a descriptor of data in other files")
@@ -155,7 +155,7 @@ def _check_header(header: c.Header) -> None:
     require(tables <= MAX_TABLES, f"a capacity of {header.capacity} sectors, above the limit")
 
 
-def _descriptor(file: Reader, header: c.Header) -> str:
+def read_create_type(file: Reader, header: c.Header) -> str:
     """The create type that the embedded descriptor names ("Embedded Descriptor")."""
     offset, size = header.descriptor_offset * c.SECTOR, header.descriptor_size * c.SECTOR
     require(offset > 0 and size > 0, "no embedded descriptor: an extent of a disk of several files")
