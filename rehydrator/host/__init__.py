@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PACKAGES: Final = {
     "debugfs": "e2fsprogs",
     "e2fsck": "e2fsprogs",
+    "fallocate": "util-linux",
     "gpg": "gnupg",
     "mount": "mount",
     "qemu-img": "qemu-utils",

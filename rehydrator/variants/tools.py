@@ -9,6 +9,7 @@ import hashlib
 import os
 import signal
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,33 @@ def run(
     result = host.run(argv, timeout, cwd, stdout=stdout, env=_PLAIN)
     if result.status:
         raise _failure(argv[0], result, target)
+
+
+def measure_output(argv: Sequence[str], timeout: float, source: Path) -> Measured:
+    """Size and digest of what a program that reads `source` writes to its stdout, at most
+    `timeout` seconds; it must succeed.
+
+    Raises:
+        RehydratorError: it failed, crashed or did not end in time; what it said is in there.
+        ToolMissing: it is not installed.
+    """
+    reading, writing = os.pipe()
+    with open(reading, "rb") as pipe, ThreadPoolExecutor(1) as reader:  # noqa: PTH123 - no path
+        found = reader.submit(_measure_stream, pipe)
+        with open(writing, "wb") as out:  # noqa: PTH123 - no path
+            result = host.run(argv, timeout, stdout=out, env=_PLAIN)
+        measured = found.result()
+    if result.status:
+        raise RehydratorError(f"{source.name}: {argv[0]} {how_it_ended(result.status)}: {result.said}")
+    return measured
+
+
+def _measure_stream(stream: BinaryIO) -> Measured:
+    state, size = hashlib.sha256(), 0
+    while piece := stream.read(_BLOCK):
+        state.update(piece)
+        size += len(piece)
+    return Measured(size, state.hexdigest())
 
 
 def how_it_ended(status: int) -> str:
