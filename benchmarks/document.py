@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.comparison import CASES, GIB, LARGE, OPENSSL, PIPELINE, TO_PIPE
 from benchmarks.peers import PEERS, REHYDRATOR, Peer
-from tests.corpus.platforms import PLATFORMS
+from rehydrator.variants.derivations import load_derivations
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -78,10 +78,10 @@ def _siblings(results: Results) -> list[Aim]:
 
 def _limit(platform: str) -> int | None:
     """The aim for a platform's file; none for what is not a disk of the release."""
-    how = PLATFORMS.get(platform)
+    how = load_derivations().get(platform)
     if how is None:
         return None
-    converted = "-c" in how.convert or how.container or how.extension == "vhdx"
+    converted = "-c" in how.arguments or how.wrap or how.format == "vhdx"
     return _CONVERTED if converted else _STAMPED
 
 

@@ -71,6 +71,14 @@ if TYPE_CHECKING:
     help="YAML laid over the shipped table: new platforms, sizes, converters, files of the guest.",
 )
 @click.option(
+    "--add",
+    "added",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Publish this file, too: live media, named as the release's files are; may be repeated.",
+)
+@click.option(
     "--gpg-key", default="", metavar="ID", help="Sign every file (detached, FILE.sig) with this key."
 )
 @click.option(
@@ -95,6 +103,7 @@ def command(
     directory: Path,
     arch: str | None,
     compress: str,
+    added: tuple[Path, ...],
     tmpdir: Path | None,
     dry_run: bool,
     as_json: bool,
@@ -138,13 +147,15 @@ def command(
         document = open_document(directory, options.stream)
         maker = Maker(options, reporter)
         variants = maker.plan()
+        for path in added:
+            maker.check_added(path)
         if dry_run:
             _show_plan(variants, as_json)
             return 0
         outcomes = maker.make(variants)
-        written = None
-        if any(outcome.written for outcome in outcomes):
-            written = write_document(add_files(document, options, outcomes), directory)
+        files = [outcome.written for outcome in outcomes if outcome.written]
+        files += [maker.add(path) for path in added]
+        written = write_document(add_files(document, options, files), directory) if files else None
     _show(outcomes, written, time.monotonic() - started, as_json)
     return worst_exit_code([outcome.error.exit_code if outcome.error else 0 for outcome in outcomes])
 
@@ -165,7 +176,7 @@ def _epoch(base: Path) -> int:
 
 
 def _show_plan(variants: Sequence[Variant], as_json: bool) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "platform": each.platform,
             "file": each.file,
@@ -221,8 +232,9 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
         "seconds": {step: round(spent, 2) for step, spent in outcome.seconds},
     }
     if written:
-        found |= {"sha256": written.packed.sha256, "size": written.packed.size, "signed": outcome.signed}
-        found |= {"uncompressed_sha256": written.plain.sha256, "uncompressed_size": written.plain.size}
+        found |= {"sha256": written.packed.sha256, "size": written.packed.size, "signed": written.signed}
+        if written.plain:
+            found |= {"uncompressed_sha256": written.plain.sha256, "uncompressed_size": written.plain.size}
     if error:
         found["error"] = {"code": error.exit_code, "message": str(error)}
     return found

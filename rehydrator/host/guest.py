@@ -149,7 +149,8 @@ class Guests:
                 f"{self._base}: no filesystem has boot loader files (/loader, /grub2 or /grub at its top, or "
                 f"below /boot){more}; give the disk of an installed system"
             )
-        return found[0], roots, bool(boots)
+        # A boot filesystem may have /ostree, too: the kernels of the deployments lie there.
+        return found[0], [volume for volume in roots if not boots or volume != found[0]], bool(boots)
 
     def _has_boot_files(self, entries: Mapping[str, Entry]) -> bool:
         return any(entries[name].kind in _FOLDERS for name in _BOOT_FOLDERS & set(entries))

@@ -17,7 +17,7 @@ from rehydrator.metadata.names import parse_name
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rehydrator.variants.maker import Options, Outcome
+    from rehydrator.variants.maker import Options, Written
 
 NAME = "stream.json"
 _MAX_DOCUMENT = 32 << 20
@@ -47,9 +47,9 @@ def open_document(directory: Path, stream: str) -> Document:
     return document
 
 
-def add_files(document: Document, options: Options, outcomes: Sequence[Outcome]) -> Document:
+def add_files(document: Document, options: Options, files: Sequence[Written]) -> Document:
     """The document with what was written; locations are the bare names of the files beside it."""
-    made = [file for outcome in outcomes if (file := _new_file(outcome, options))]
+    made = [_new_file(file, options) for file in files]
     modified = datetime.fromtimestamp(options.epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return document.updated(made, last_modified=modified, generator=f"rehydrator {__version__}")
 
@@ -68,20 +68,16 @@ def write_document(document: Document, directory: Path) -> Path:
     return directory / NAME
 
 
-def _new_file(outcome: Outcome, options: Options) -> NewFile | None:
-    written = outcome.written
-    if written is None:
-        return None
-    variant = outcome.variant
-    named = parse_name(variant.file, options.name, options.release)
+def _new_file(written: Written, options: Options) -> NewFile:
+    named = parse_name(written.file, options.name, options.release)
     members: dict[str, str | int] = {
-        "location": variant.file,
+        "location": written.file,
         "sha256": written.packed.sha256,
         "size": written.packed.size,
     }
-    if outcome.signed:
-        members["signature"] = f"{variant.file}.sig"
-    if variant.file != variant.image:
+    if written.signed:
+        members["signature"] = f"{written.file}.sig"
+    if written.plain:
         members["uncompressed-sha256"] = written.plain.sha256
         members["uncompressed-size"] = written.plain.size
     key = FileKey(options.arch, named.platform, named.format, named.role)

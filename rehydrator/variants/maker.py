@@ -15,13 +15,14 @@ from rehydrator import host
 from rehydrator.core.errors import LimitExceeded, RehydratorError, UsageError
 from rehydrator.host import gpg
 from rehydrator.host.guest import open_guests
-from rehydrator.metadata.names import parse_name
+from rehydrator.metadata.names import image_name, parse_name
 from rehydrator.variants import stamp as stamps
 from rehydrator.variants import wrap
-from rehydrator.variants.compress import COMPRESSORS, Compressed, compress, keep
+from rehydrator.variants.compress import COMPRESSORS, compress
 from rehydrator.variants.convert import convert, inspect
 from rehydrator.variants.derivations import load_derivations, load_platforms
 from rehydrator.variants.identity import Identity
+from rehydrator.variants.tools import Measured, measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,6 +88,7 @@ class Variant:
     image: str
     size: int
     method: str
+    template: wrap.Template | None = None
 
     @property
     def platform(self) -> str:
@@ -94,12 +96,22 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """A published file: its name, its digest, that of what is inside the outer compression
+    (where there is one), and whether a signature lies beside it."""
+
+    file: str
+    packed: Measured
+    plain: Measured | None
+    signed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How one platform ended: what was written, or why not. Seconds by step."""
 
     variant: Variant
-    written: Compressed | None = None
-    signed: bool = False
+    written: Written | None = None
     error: RehydratorError | None = None
     seconds: tuple[tuple[str, float], ...] = ()
 
@@ -142,7 +154,7 @@ class Maker:
         threads = max(2, self._options.jobs // at_once)
         pool = ThreadPoolExecutor(at_once)
         try:
-            waiting = {pool.submit(self._make, each, disk, threads) for each, disk in ready.items()}
+            waiting = {pool.submit(self._make, each, disk, threads) for each, disk in ready}
             while waiting:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 outcomes += [self._finished(future) for future in done]
@@ -184,7 +196,9 @@ class Maker:
         named = parse_name(file, options.name, options.release)
         if named.arch != options.arch or not named.release:
             raise UsageError(f"{file}: name, release and platform do not make a file name of the convention")
-        return Variant(derivation, file, image, derivation.size or self._base_size, method)
+        beside = options.derivations.parent if options.derivations else None
+        template = wrap.load_template(derivation.template, beside) if derivation.template else None
+        return Variant(derivation, file, image, derivation.size or self._base_size, method, template)
 
     def _at_once(self, count: int) -> int:
         """How many platforms at a time: a core and the memory of an xz for each."""
@@ -192,11 +206,11 @@ class Maker:
         by_memory = max(1, free // _XZ_MEMORY) if self._options.compress else count
         return max(1, min(self._options.jobs, count, by_memory))
 
-    def _stamped(self, variants: Sequence[Variant]) -> tuple[list[Outcome], dict[Variant, Path]]:
+    def _stamped(self, variants: Sequence[Variant]) -> tuple[list[Outcome], list[tuple[Variant, Path]]]:
         """Each platform's disk as an overlay over the base, edited."""
         options = self._options
         failed: list[Outcome] = []
-        disks: dict[Variant, Path] = {}
+        disks: list[tuple[Variant, Path]] = []
         base = options.scratch / "base.raw"
         self._check_space()
         self._reporter.step("", "unpacking the base")
@@ -204,10 +218,11 @@ class Maker:
         convert(options.base, _format_of(options.base), "raw", (), base, identity, _LONGEST)
         for each in variants:
             with self._reported(each, "grow", failed):
-                disks[each] = self._overlay(base, each)
-        if any(self._touches(each) for each in disks):
+                disks.append((each, self._overlay(base, each)))
+        if any(self._touches(each) for each, _ in disks):
             self._edit(base, disks, failed)
-        return failed, disks
+        lost = {outcome.variant.platform for outcome in failed}
+        return failed, [(each, disk) for each, disk in disks if each.platform not in lost]
 
     def _overlay(self, base: Path, variant: Variant) -> Path:
         if variant.size < self._base_size:
@@ -222,13 +237,14 @@ class Maker:
             raise RehydratorError(f"qemu-img create: {done.said}")
         return overlay
 
-    def _edit(self, base: Path, disks: dict[Variant, Path], failed: list[Outcome]) -> None:
+    def _edit(self, base: Path, disks: list[tuple[Variant, Path]], failed: list[Outcome]) -> None:
         options, name = self._options, str(self._options.base)
-        root_too = any(not path.startswith(stamps.BOOT) for each in disks for path in each.derivation.files)
+        paths = [path for each, _ in disks for path in each.derivation.files]
+        root_too = any(not path.startswith(stamps.BOOT) for path in paths)
         self._reporter.step("", "opening the guests")
         with open_guests(
             base,
-            list(disks.values()),
+            [disk for _, disk in disks],
             options.editor,
             options.epoch,
             options.scratch,
@@ -237,14 +253,12 @@ class Maker:
         ) as guests:
             boot = stamps.read_boot(guests, name)
             words = {"release": options.release, "name": options.name, "arch": options.arch}
-            for each, disk in list(disks.items()):
+            for each, disk in disks:
                 with self._reported(each, "stamp", failed):
                     self._reporter.step(each.platform, "stamp")
                     files = stamps.stamped(boot, each.derivation, self._consoles, words, name)
                     if files:
                         guests.write(disk, files)
-        for outcome in failed:
-            disks.pop(outcome.variant, None)
 
     def _touches(self, variant: Variant) -> bool:
         derivation = variant.derivation
@@ -280,17 +294,51 @@ class Maker:
             work.mkdir()
             image = step("convert", lambda: self._image(variant, disk, work))
             target = self._options.staging / variant.file
-            written = step("compress", lambda: self._packed(variant, image, target, threads))
-            signature = self._signature(target) if self._options.gpg_key else None
-            for path in (signature, target):
-                if path is not None:
-                    path.replace(self._options.directory / path.name)
+            what = "hash" if variant.method == "none" else "compress"
+            packed, plain = step(what, lambda: self._packed(variant, image, target, threads))
+            written = self._publish(target, packed, plain)
         except (RehydratorError, OSError) as error:
             return Outcome(variant, error=_as_ours(error, variant.file), seconds=tuple(seconds.items()))
         finally:
             shutil.rmtree(work, ignore_errors=True)
             disk.unlink(missing_ok=True)
-        return Outcome(variant, written, signature is not None, None, tuple(seconds.items()))
+        return Outcome(variant, written, None, tuple(seconds.items()))
+
+    def add(self, path: Path) -> Written:
+        """Publish a file that is there already: live media, or a disk that no derivation makes.
+
+        Raises:
+            UsageError: its name is not one of this release.
+        """
+        options = self._options
+        self._reporter.step("", f"adding {path.name}")
+        target = options.staging / path.name
+        try:
+            shutil.copyfile(path, target)
+            os.utime(target, (options.epoch, options.epoch))
+            return self._publish(target, measure(target), None)
+        except OSError as error:
+            raise _as_ours(error, path.name) from None
+
+    def check_added(self, path: Path) -> None:
+        """Raise UsageError unless a file's name is one of this release, uncompressed."""
+        options = self._options
+        named = parse_name(path.name, options.name, options.release)
+        if (named.name, named.release, named.arch) != (options.name, options.release, options.arch):
+            raise UsageError(
+                f"{path.name}: a file to add is named "
+                f"{options.name}-{options.release}-ROLE.{options.arch}.EXT"
+            )
+        if image_name(path.name) != path.name:
+            raise UsageError(f"{path.name}: add what is inside of it, or live media; not compressed files")
+
+    def _publish(self, target: Path, packed: Measured, plain: Measured | None) -> Written:
+        """Sign a finished file and give it its name."""
+        signature = self._signature(target) if self._options.gpg_key else None
+        for path in (signature, target):
+            if path is not None:
+                path.replace(self._options.directory / path.name)
+        return Written(target.name, packed, plain, signature is not None)
 
     def _identity(self, variant: Variant) -> Identity:
         options = self._options
@@ -329,23 +377,30 @@ class Maker:
         )
 
     def _ova(self, variant: Variant, disk: Path, target: Path, identity: Identity) -> None:
-        options, derivation = self._options, variant.derivation
-        beside = options.derivations.parent if options.derivations else None
-        template = wrap.load_template(derivation.template, beside)
+        options = self._options
         values = {
             "vsphere_image_name": target.stem,
             "vsphere_product_name": options.name,
             "vsphere_product_vendor_name": options.name,
             "vsphere_product_version": options.release,
-            **derivation.values,
+            **variant.derivation.values,
         }
-        wrap.ova(disk, variant.size, target, template, values, identity, disk_name=disk.name)
+        assert variant.template
+        if variant.derivation.wrap == "powervs-ova":
+            wrap.powervs_ova(disk, target, variant.template, values, identity, disk_name=disk.name)
+        else:
+            wrap.ova(disk, variant.size, target, variant.template, values, identity)
 
-    def _packed(self, variant: Variant, image: Path, target: Path, threads: int) -> Compressed:
+    def _packed(
+        self, variant: Variant, image: Path, target: Path, threads: int
+    ) -> tuple[Measured, Measured | None]:
         os.utime(image, (self._options.epoch, self._options.epoch))
         if variant.method == "none":
-            return keep(image, target)
-        return compress(variant.method, image, target, threads, _LONGEST)
+            measured = measure(image)
+            shutil.move(image, target)
+            return measured, None
+        compressed = compress(variant.method, image, target, threads, _LONGEST)
+        return compressed.packed, compressed.plain
 
     def _signature(self, target: Path) -> Path:
         signature = target.with_name(target.name + ".sig")

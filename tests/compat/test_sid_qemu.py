@@ -24,9 +24,9 @@ from rehydrator.formats import c_qcow2, c_vhdx, explain
 from rehydrator.formats.explanation import GUEST
 from rehydrator.oci.image import LayerFile, Options, write_image
 from rehydrator.oci.reference import open_image, parse, stage
+from rehydrator.variants.derivations import load_derivations
 from tests import qcow2_images, vhd_images, vhdx_images, vmdk_images
 from tests.compat import sid
-from tests.corpus.platforms import PLATFORMS
 from tests.suites.explained import check_explanation
 
 if TYPE_CHECKING:
@@ -42,7 +42,12 @@ DISK = vmdk_images.disk(4 * MIB, seed=5) + bytes(2 * MIB) + vmdk_images.disk(MIB
 DISK = DISK[:510] + b"\x55\xaa" + DISK[512:]
 EMPTY = range(4 * MIB // SECTOR, 6 * MIB // SECTOR)  # sectors
 # How the platforms' images are made, each way once, and what else people hand out.
-OPTIONS = {" ".join(each.convert): each.convert for each in PLATFORMS.values() if each.convert} | {
+PLATFORMS = {
+    name: ("-O", each.format, *each.arguments)
+    for name, each in load_derivations().items()
+    if "x86_64" in each.arches
+}
+OPTIONS = {" ".join(each): each for each in PLATFORMS.values() if each[1] != "raw"} | {
     "dynamic VHD": ("-O", "vpc", "-o", "force_size"),
     "fixed VHDX": ("-O", "vhdx", "-o", "subformat=fixed"),
     "sparse VMDK": ("-O", "vmdk", "-o", "subformat=monolithicSparse"),
@@ -119,7 +124,7 @@ def unexplained(image: bytes, explanation: Explanation) -> int:
 @pytest.mark.parametrize("platform", ["nutanix", "aws", "virtualbox"])
 def test_deflate_of_sid_is_encoded_again(platform: str, raw: Path, tmp_path: Path) -> None:
     """sid's zlib makes the streams that the one here makes: level 6 gives at least 99 % of them."""
-    explanation = converted(raw, tmp_path / "image", *PLATFORMS[platform].convert)[1]
+    explanation = converted(raw, tmp_path / "image", *PLATFORMS[platform])[1]
     assert encoders(explanation) == {("zlib", 6)}
     assert encoded_units(explanation) >= 0.99 * compressed_units(explanation) > 40
 

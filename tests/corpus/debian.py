@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.corpus.boot import MARKER
-from tests.corpus.disk import Disk, Partition
-from tests.corpus.platforms import DEFAULT, GIB, Release, run
-from tests.corpus.siblings import live_files, make_sibling
-from tests.corpus.stamp import BootFiles
+from tests.corpus.boot_files import BootFiles
+from tests.corpus.disk import Disk
+from tests.corpus.programs import run
+from tests.corpus.release import DEFAULT, Release, live_files, make_variants
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,21 +49,17 @@ def make_os(
 ) -> list[Path]:
     """Make the release in `directory` and list its files; `root` is a tree to be used up."""
     directory.mkdir(parents=True, exist_ok=True)
-    release = Release(directory, 10 * GIB, compress=compressed)
+    release = Release(directory, 10 << 30, compress=compressed)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=directory) as name:
         work = Path(name)
         tree = root or _install(work / "root")
-        base = Disk(work / "base", {"EFI-SYSTEM": _EFI, "boot": _BOOT, "root": _root_size(tree)})
+        base = Disk(work / "base.raw", {"EFI-SYSTEM": _EFI, "boot": _BOOT, "root": _root_size(tree)})
         files = _boot_files(tree, base, release)
         kernel, initramfs = (
             shutil.copy(tree / f"boot{file}", work) for file in (files.kernel, files.initramfs)
         )
         _fill(base, tree, files)
-
-        def stamp(disk: Path, platform: str) -> None:
-            _stamp(base, disk, files.stamped(platform))
-
-        made = [make_sibling(base.path, platform, release, stamp) for platform in platforms]
+        made = make_variants(base.path, release, platforms)
         return made + live_files(release, Path(kernel), Path(initramfs), iso=True)
 
 
@@ -106,7 +102,7 @@ def _fill(base: Disk, tree: Path, files: BootFiles) -> None:
     (tree / "boot").mkdir()
     image = base.path.with_suffix(".xfs")
     base.format_xfs("root", image)
-    with _mounted(image, None) as root:
+    with _mounted(image) as root:
         run("cp", "-a", f"{tree}/.", root)
     base.place("root", image)
     base.embed_grub()
@@ -128,22 +124,11 @@ def _write(tree: Path, files: dict[str, str]) -> None:
         target.write_text(text)
 
 
-def _stamp(base: Disk, disk: Path, files: dict[str, str]) -> None:
-    """As osbuild does it: both filesystems mounted for writing, a new file renamed over the old one."""
-    with _mounted(disk, base.partitions["root"]), _mounted(disk, base.partitions["boot"]) as boot:
-        for inside, text in files.items():
-            target = boot / inside[1:]
-            new = target.with_name(target.name + ".tmp")
-            new.write_text(text)
-            new.rename(target)
-
-
 @contextlib.contextmanager
-def _mounted(image: Path, part: Partition | None) -> Iterator[Path]:
-    """Mount a filesystem through a loop device; `part` says where it lies in the file."""
-    where = f",offset={part.offset},sizelimit={part.length}" if part else ""
+def _mounted(image: Path) -> Iterator[Path]:
+    """Mount a filesystem through a loop device."""
     with tempfile.TemporaryDirectory() as name:
-        run("mount", "-o", f"loop{where}", image, name)
+        run("mount", "-o", "loop", image, name)
         try:
             yield Path(name)
         finally:

@@ -6,14 +6,13 @@ their offset by their own tools.
 
 from __future__ import annotations
 
-import os
 import struct
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid5
 
-from tests.corpus.platforms import run
+from tests.corpus.programs import run
 
 MIB = 1 << 20
 SECTOR = 512
@@ -155,24 +154,3 @@ def _proto_lines(folder: Path) -> list[str]:
         else:
             lines.append(f"{entry.name} ---{mode} 0 0 {entry}\n")
     return lines
-
-
-def write_offline(path: Path, part: Partition, files: dict[str, str], scratch: Path) -> None:
-    """Replace files inside an ext4 filesystem without mounting it, and leave the traces of a mount.
-
-    As CoreOS does it, a new file is written and renamed over the old one, so that inode tables,
-    bitmaps, directory, free counts and the superblock's times and mount count change.
-    """
-    commands = ["set_super_value mtime now", "set_super_value mnt_count 1"]
-    for number, (inside, text) in enumerate(files.items()):
-        source = scratch / f"new-{number}"
-        source.write_text(text)
-        source.chmod(0o644)
-        folder, name = os.path.split(inside)
-        commands += [f"cd {folder}", f"write {source} {name}.tmp", f"rm {name}"]
-        commands += [f"ln {name}.tmp {name}", f"unlink {name}.tmp"]
-    script = scratch / "debugfs"
-    script.write_text("\n".join(commands) + "\n")
-    said = run("debugfs", "-w", "-f", script, f"{path}?offset={part.offset}")
-    if said.count("Allocated inode") != len(files):
-        raise RuntimeError(f"debugfs did not write every file:\n{said}")

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.corpus import boot
+from tests.corpus.boot_files import BootFiles
 from tests.corpus.content import choose_files, copy_files, kernel_like
-from tests.corpus.disk import MIB, Disk, write_offline
-from tests.corpus.platforms import DEFAULT, Release
-from tests.corpus.siblings import live_files, make_sibling
-from tests.corpus.stamp import BootFiles
+from tests.corpus.disk import MIB, Disk
+from tests.corpus.release import DEFAULT, Release, live_files, make_variants
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _XFS_LEAST = 304  # MiB; mkfs.xfs 6.1 refuses filesystems below 300
 _OSTREE = "/ostree/demo-5891b5b522d5df08"
@@ -44,30 +43,32 @@ def make_small(
     live: bool = True,
     iso: bool = False,
     compressed: bool = False,
+    document: bool = False,
+    files: Mapping[str, str] | None = None,
+    editor: str = "auto",
 ) -> list[Path]:
-    """Make the release in `directory` and list its files.
+    """Make the release in `directory` and list its files; `files` of the guest are on every disk.
 
     `megabytes` of real files fill the root filesystem. With `bootable` the disks start the machine's
     own kernel through GRUB and print `boot.MARKER`. `live` adds kernel and initramfs, `iso` an ISO.
+    With `document` stream.json stays, which names the disks.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    release = Release(directory, cloud_mib * MIB, arch=arch, compress=compressed)
+    release = Release(directory, cloud_mib * MIB, arch=arch, compress=compressed, editor=editor)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=directory) as name:
         work = Path(name)
         chosen = choose_files(megabytes * MIB, seed)
         kernel = _kernel(work, chosen, megabytes, filesystem, bootable=bootable)
-        files = BootFiles(
+        texts = BootFiles(
             f"{_OSTREE}/vmlinuz",
             f"{_OSTREE}/initramfs.img",
             f"rw root=UUID=demo ostree={_OSTREE}/0 panic=10",
             release.version,
         )
-        base = _base_disk(work, chosen, kernel, files, megabytes, filesystem, seed, bootable=bootable)
-
-        def stamp(disk: Path, platform: str) -> None:
-            write_offline(disk, base.partitions["boot"], files.stamped(platform), disk.parent)
-
-        made = [make_sibling(base.path, platform, release, stamp) for platform in platforms]
+        base = _base_disk(work, chosen, kernel, texts, megabytes, filesystem, seed, bootable=bootable)
+        made = make_variants(base.path, release, platforms, files)
+        if not document:
+            (directory / "stream.json").unlink()
         if live:
             made += live_files(release, kernel.image, kernel.initramfs, iso=iso)
     return made
@@ -100,7 +101,7 @@ def _base_disk(
     """The disk that no platform owns yet."""
     loaded = (kernel.image.stat().st_size + kernel.initramfs.stat().st_size) // MIB
     root_size = max(megabytes * 3 // 2 + 16, _XFS_LEAST if filesystem == "xfs" else 0)
-    disk = Disk(work / "base", {"EFI-SYSTEM": 16, "boot": loaded * 5 // 4 + 12, "root": root_size}, seed)
+    disk = Disk(work / "base.raw", {"EFI-SYSTEM": 16, "boot": loaded * 5 // 4 + 12, "root": root_size}, seed)
     disk.make_efi({"EFI/demo/shim.efi": chosen[0], "EFI/BOOT/BOOTX64.EFI": chosen[-1]})
     disk.make_ext4("boot", _boot_tree(work / "boot", kernel, files))
     make_root = disk.make_xfs if filesystem == "xfs" else disk.make_ext4

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.corpus.platforms import DEFAULT, PLATFORMS
+from rehydrator.variants.derivations import load_derivations
+from tests.corpus.boot_files import ENTRY
+from tests.corpus.release import DEFAULT
 from tests.corpus.small import make_small
-from tests.corpus.stamp import ENTRY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +27,7 @@ def run(*command: str | Path) -> str:
 
 
 def file_of(directory: Path, platform: str) -> Path:
-    return directory / f"demo-1.0.0-{platform}.x86_64.{PLATFORMS[platform].extension}"
+    return directory / f"demo-1.0.0-{platform}.x86_64.{load_derivations()[platform].extension}"
 
 
 @pytest.fixture(scope="module")
