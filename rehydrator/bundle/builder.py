@@ -25,10 +25,10 @@ from rehydrator.bundle.prediction import check_prediction
 from rehydrator.bundle.storing import Storage
 from rehydrator.bundle.survey import SIBLING_SHARE, Survey, survey
 from rehydrator.core.digest import sha256_hex
-from rehydrator.core.errors import NotInBundle, Unexplained, UsageError
+from rehydrator.core.errors import HostileInput, NotInBundle, Unexplained, UsageError
 from rehydrator.formats import explain
 from rehydrator.metadata import stream as streams
-from rehydrator.metadata.names import image_name, parse_name
+from rehydrator.metadata.names import STREAM_DOCUMENT, image_name, parse_name
 from rehydrator.metadata.stream import Described, Published
 from rehydrator.store.files import FileReader
 
@@ -44,12 +44,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class BuildOptions:
     """What the user asked for; sizes in bytes. `target` is the directory that the image will
-    lie in, where that is known."""
+    lie in, where that is known. Without `stream_json` the directory's own stream.json is taken,
+    unless `ignore_stream_json` says no."""
 
     directory: Path
     work: Path
     target: Path | None = None
     stream_json: Path | None = None
+    ignore_stream_json: bool = False
     name: str = ""
     stream: str = ""
     release: str = ""
@@ -162,9 +164,12 @@ class Builder:
     def _take_in(self, pool: Executor) -> tuple[list[Source], bytes | None]:
         options, note = self._options, self._reporter.note
         _check_options(options)
-        files = intake.list_files(options.directory, note)
-        document, named = self._document(files)
+        listed = intake.list_files(options.directory, note)
+        files = [path for path in listed if path.name != STREAM_DOCUMENT]
+        document, named = self._document(files, self._document_path(listed))
         chosen = sorted(named) if named is not None else files
+        if not chosen and named is None:
+            raise HostileInput(f"{options.directory}: no files but {STREAM_DOCUMENT}; put the images there")
         if not chosen:
             raise NotInBundle(f"{options.directory}: none of its files is in the stream document")
         known = {name for path in chosen for name in (path.name, image_name(path.name))}
@@ -194,15 +199,33 @@ class Builder:
 
         return intake.measure_in_parallel(pool, take, chosen), document
 
-    def _document(self, files: Sequence[Path]) -> tuple[bytes | None, dict[Path, Published] | None]:
-        options = self._options
-        if options.stream_json is None:
+    def _document_path(self, listed: Sequence[Path]) -> Path | None:
+        """The stream document: the one that was given, else the directory's own."""
+        options, note = self._options, self._reporter.note
+        beside = next((path for path in listed if path.name == STREAM_DOCUMENT), None)
+        if beside and not options.stream_json and not options.ignore_stream_json:
+            note(f"{beside}: taken as the release's stream document; --stream-json none ignores it")
+            return beside
+        if beside and not (options.stream_json and beside.samefile(options.stream_json)):
+            note(f"{STREAM_DOCUMENT}: left out, as --stream-json says")
+        return options.stream_json
+
+    def _document(
+        self, files: Sequence[Path], path: Path | None
+    ) -> tuple[bytes | None, dict[Path, Published] | None]:
+        if path is None:
             return None, None
-        data = options.stream_json.read_bytes()
-        parsed = streams.parse(data, options.stream_json.name)
+        if path.stat().st_size > manifest.MAX_DOCUMENT:
+            raise HostileInput(f"{path}: {path.stat().st_size} bytes are no stream document")
+        data = path.read_bytes()
+        try:
+            parsed = streams.parse(data, str(path))
+        except HostileInput as error:
+            hint = "" if self._options.stream_json else "; correct it, or ignore it with --stream-json none"
+            raise HostileInput(f"{error}{hint}") from None
         self._stream = self._stream or parsed.stream
-        candidates = [path for path in files if path.resolve() != options.stream_json.resolve()]
-        found = intake.select_files(candidates, parsed, options.allow_missing, self._reporter.note)
+        candidates = [each for each in files if not each.samefile(path)]
+        found = intake.select_files(candidates, parsed, self._options.allow_missing, self._reporter.note)
         return data, found
 
     # --- explaining --------------------------------------------------------------------------
@@ -215,7 +238,8 @@ class Builder:
             check_prediction(explanation, file)
             return _Disk(source, file, explanation)
         except Unexplained as error:
-            return _Disk(source, file, None, [{"rung": "explained", "why": str(error)}])
+            why = "gzip cannot be taken apart yet" if intake.is_gzip(file) else str(error)
+            return _Disk(source, file, None, [{"rung": "explained", "why": why}])
 
     def _survey(self, disks: Sequence[_Disk], pool: Executor) -> None:
         explained = [disk for disk in disks if disk.explanation]

@@ -259,6 +259,12 @@ def compression(name: str, file: FileReader) -> str:
     return suffix
 
 
+def is_gzip(file: FileReader) -> bool:
+    """True where the content begins as gzip does."""
+    magic = _MAGICS[".gz"]
+    return file.size >= len(magic) and file.pread(0, len(magic)) == magic
+
+
 def unpack(path: Path, suffix: str, target: Path, limit: int) -> Measured:
     """Decompress a file, leaving holes where the image is zero.
 

@@ -43,6 +43,13 @@ def default_jobs() -> int:
     return min(all_cores(), MOST_JOBS)
 
 
+class _FileOrNone(click.Path):
+    """A file, or the word "none" as it is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "none" else super().convert(value, param, ctx)
+
+
 @click.command("build", short_help="Pack a release into one bundle.")
 @click.argument("release_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-o", "--output", metavar="REF", help="oci:DIR[:TAG] or oci-archive:FILE[:TAG].")
@@ -64,8 +71,10 @@ def default_jobs() -> int:
 )
 @click.option(
     "--stream-json",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The release's stream document: it names the files and their digests. Default: one is written.",
+    type=_FileOrNone(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE|none",
+    help="The release's stream document: it names the files and their digests. "
+    "Default: RELEASE_DIR/stream.json, else one is written.",
 )
 @click.option("--allow-missing", is_flag=True, help="Go on without files that the stream document names.")
 @click.option("--name", default="", help="The release's name; default: from the file names.")
@@ -107,12 +116,18 @@ def command(
     key: Path | None,
     password_file: Path | None,
     runtime: str | None,
+    stream_json: Path | str | None,
     tmpdir: Path | None,
     dry_run: bool,
     as_json: bool,
     **rest: Any,
 ) -> None:
     """Pack the disk images in RELEASE_DIR into one bundle, prove it, and write it to -o.
+
+    RELEASE_DIR is what `rehydrator variants` and `rehydrator stream mirror` make: files as
+    published, and stream.json. Around an image .xz, .gz, .zst and .zip are taken off; .tar.gz,
+    .ova and .ociarchive are images themselves. Detached signatures (FILE.sig) and unfinished
+    downloads (.part) are left out.
 
     Every image is regenerated from the finished bundle in a fresh process and compared with
     its digest before anything is published.
@@ -134,7 +149,15 @@ def command(
     beside = target.path.absolute().parent if target else None
     place = tmpdir or beside or Path(tempfile.gettempdir())
     with work_directory(place, "build") as work:
-        options = BuildOptions(release_dir, work, host_arch=host_arch(), target=beside, **rest)
+        options = BuildOptions(
+            release_dir,
+            work,
+            host_arch=host_arch(),
+            target=beside,
+            stream_json=stream_json if isinstance(stream_json, Path) else None,
+            ignore_stream_json=stream_json == "none",
+            **rest,
+        )
         reporter = _Reporter()
         try:
             if target is None:
@@ -203,7 +226,7 @@ def _show_plan(plan: list[dict[str, Any]], as_json: bool) -> None:
     rows = [["FILE", "SIZE", "WOULD BE", "AGAINST"]]
     for each in plan:
         against = "canonical" if each["canonical"] else each["against"]
-        rows.append([each["file"], human(each["size"]), each["rung"], against])
+        rows.append([each["file"], human(each["size"]), _with_reason(each["rung"], each["tried"]), against])
     click.echo(printable(table(rows, {1})))
 
 
@@ -231,14 +254,22 @@ def _show(built: Built, sealed: Sealed, target: Reference, seconds: float, as_js
     rows = [["FILE", "SIZE", "ADDS", "STORED AS"]]
     for each in artifacts:
         how = each.how
-        rung = f"{how['rung']} ({how['format']})" if how["format"] else how["rung"]
-        rows.append([each.image.name, human(each.image.size), human(how["cost"]), rung])
+        rows.append([each.image.name, human(each.image.size), human(how["cost"]), _stored_as(how)])
     click.echo(printable(table(rows, {1, 2})), err=True)
     total = sum(each.image.size for each in artifacts)
     click.echo(f"{len(artifacts)} files of {human(total)} in {human(sealed.stored)}, proven", err=True)
     signed = f"signed by {sealed.key_id}" if sealed.key_id else "UNSIGNED: no --key was given"
     click.echo(signed, err=True)
     click.echo(f"{target}@{sealed.digest}")
+
+
+def _stored_as(how: dict[str, Any]) -> str:
+    return f"{how['rung']} ({how['format']})" if how["format"] else _with_reason(how["rung"], how["tried"])
+
+
+def _with_reason(rung: str, tried: list[dict[str, str]]) -> str:
+    """The rung, and why it is not a better one."""
+    return f"{rung} ({tried[0]['why']})" if tried else rung
 
 
 class _Reporter:

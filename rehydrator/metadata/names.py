@@ -16,6 +16,9 @@ ARCHES = ("x86_64", "aarch64", "ppc64le", "s390x", "riscv64")
 # Compression around an image; `rehydrator.bundle.intake` can take off each of them.
 OUTER_SUFFIXES = (".xz", ".gz", ".zst", ".zip")
 
+# The stream document in a release directory.
+STREAM_DOCUMENT = "stream.json"
+
 # What a mirror or a variant run leaves beside the files: detached GPG signatures, and
 # downloads that are not finished.
 SIGNATURE_SUFFIX = ".sig"
