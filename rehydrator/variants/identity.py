@@ -137,10 +137,12 @@ def _vmdk(file: Reader, identity: Identity) -> Iterator[Edit]:
 
 def _vhd(file: Reader, identity: Identity) -> Iterator[Edit]:
     """The footer and, of a dynamic disk, its copy at byte 0."""
-    require(vhd.find_footer(file) is not None, "no footer with a good checksum")
+    found = vhd.find_footer(file)
+    require(found is not None, "no footer with a good checksum")
     end = file.size - c_vhd.FOOTER.size
     old = file.pread(end, c_vhd.FOOTER.size)
     footer = c_vhd.Footer._make(c_vhd.FOOTER.unpack(old))
+    require(footer == found, "no good footer at the end")
     require(footer.version == c_vhd.VERSION, f"version {footer.version:#x}")
     require(footer.disk_type in {c_vhd.FIXED, c_vhd.DYNAMIC}, f"disk type {footer.disk_type}")
     new = _vhd_footer(footer, identity)
