@@ -29,6 +29,7 @@ VERBS = {
     "list": "listing",
     "print-stream-json": "stream_json",
     "rehydrate": "rehydrate",
+    "stream": "stream",
     "variants": "variants",
     "verify": "verify",
 }

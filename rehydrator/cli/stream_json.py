@@ -12,6 +12,8 @@ from rehydrator.core.errors import NotInBundle, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rehydrator.bundle.reader import Bundle
+
 
 @click.command("print-stream-json")
 @reference_argument
@@ -28,12 +30,22 @@ def command(
 ) -> None:
     """Print the stream metadata document."""
     with opened(bundle_reference, reference, key, tmpdir) as bundle:
-        releases = bundle.manifest.releases
-        found = [each for each in releases if release in {None, each.release}]
-        known = ", ".join(each.release for each in releases)
-        if not found:
-            raise NotInBundle(f"no release {release!r} in this bundle; it has {known}")
-        if len(found) > 1:
-            raise UsageError(f"name a release with --release: {known}")
-        document = bundle.document(found[0])
+        document = document_of(bundle, release)
     click.echo(document, nl=False)
+
+
+def document_of(bundle: Bundle, release: str | None) -> bytes:
+    """The stream document of a bundle's release, of its only one where none is named.
+
+    Raises:
+        NotInBundle: no such release; lists those that there are.
+        UsageError: several, and none named.
+    """
+    releases = bundle.manifest.releases
+    found = [each for each in releases if release in {None, each.release}]
+    known = ", ".join(each.release for each in releases)
+    if not found:
+        raise NotInBundle(f"no release {release!r} in this bundle; it has {known}")
+    if len(found) > 1:
+        raise UsageError(f"name a release with --release: {known}")
+    return bundle.document(found[0])

@@ -75,6 +75,23 @@ class NewFile:
     members: Mapping[str, str | int]
 
 
+def file_name(location: str) -> str:
+    """The file's name that a location ends in: its path's basename, unquoted, never a path.
+
+    Raises:
+        ValueError: it ends in none; says why.
+    """
+    try:
+        name = unquote(urlsplit(location).path).rsplit("/", 1)[-1]
+    except ValueError as error:
+        raise ValueError(f"{location!r:.200} is no URL: {error}") from None
+    if name in {"", ".", ".."} or not re.fullmatch(LINE, name):
+        raise ValueError(f"{location!r:.200} ends in no file name")
+    if len(name.encode()) > _MAX_FILE_NAME:
+        raise ValueError(f"a file name of more than {_MAX_FILE_NAME} bytes: {name!r:.80}")
+    return name
+
+
 def quoted(name: str) -> str:
     """A file's name as the end of a URL, or as a relative URL by itself: its basename is that
     name again (RFC 3986, section 3.3)."""
@@ -115,6 +132,15 @@ class Document:
     def value(self) -> dict[str, Any]:
         """All of the document as the json module gives it."""
         found: dict[str, Any] = self._top.plain
+        return found
+
+    def members(self, key: FileKey) -> dict[str, Any]:
+        """All members of one file, known or not, as the json module gives them.
+
+        Raises:
+            KeyError: the document has no such file.
+        """
+        found: dict[str, Any] = self._node(key).plain
         return found
 
     def relocated(self, moved: Mapping[FileKey, tuple[str, str | None]]) -> Document:
@@ -235,22 +261,17 @@ def _file(key: FileKey, release: str, node: Node) -> File:
         sha256=(_string(members, "sha256", place, LINE) or "").lower(),
         uncompressed_sha256=(_string(members, "uncompressed-sha256", place, LINE) or "").lower(),
         release=release,
-        name=_name(location, f"{place}.location"),
+        name=_file_name(location, f"{place}.location"),
         size=_size(members, "size", place),
         uncompressed_size=_size(members, "uncompressed-size", place),
     )
 
 
-def _name(location: str, place: str) -> str:
+def _file_name(location: str, place: str) -> str:
     try:
-        name = unquote(urlsplit(location).path).rsplit("/", 1)[-1]
+        return file_name(location)
     except ValueError as error:
-        raise _WrongError(place, f"{location!r:.200} is no URL: {error}") from None
-    if name in {"", ".", ".."} or not re.fullmatch(LINE, name):
-        raise _WrongError(place, f"{location!r:.200} ends in no file name")
-    if len(name.encode()) > _MAX_FILE_NAME:
-        raise _WrongError(place, f"a file name of more than {_MAX_FILE_NAME} bytes: {name!r:.80}")
-    return name
+        raise _WrongError(place, str(error)) from None
 
 
 def _members(node: Node, place: str) -> dict[str, Node]:

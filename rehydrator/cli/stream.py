@@ -1,0 +1,146 @@
+"""`stream`: verbs about stream documents, each imported when it is called; and how all of them
+read theirs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rehydrator.cli import EXIT_STATUS
+from rehydrator.cli.common import bundle_option, key_option, opened, reference_of, tmpdir_option
+from rehydrator.cli.stream_json import document_of
+from rehydrator.core.errors import HostileInput, RehydratorError, ToolMissing, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import BinaryIO
+
+    from rehydrator.metadata.document import Document
+
+# Verb -> module below rehydrator.cli; each has a click command of the verb's name.
+VERBS = {
+    "get": "stream_get",
+    "mirror": "stream_mirror",
+    "rewrite": "stream_rewrite",
+    "show": "stream_show",
+    "validate": "stream_validate",
+}
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"rehydrator.cli.{VERBS[cmd_name]}")
+        command: click.Command = module.command
+        command.epilog = EXIT_STATUS
+        return command
+
+
+@click.group("stream", cls=_Verbs)
+def command() -> None:
+    """Check, query, rewrite and mirror stream documents.
+
+    SRC is a file, an http(s) URL, or - for standard input; with --bundle REF, or in a bundle's
+    container, it is the bundle's own document.
+    """
+
+
+def source_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that name a bundle as the source."""
+    for option in (
+        tmpdir_option,
+        key_option,
+        click.option("--release", help="Which release, where the bundle has several."),
+        bundle_option,
+    ):
+        verb = option(verb)
+    return verb
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a document comes from: a file, URL or "-", else a bundle."""
+
+    source: str | None
+    bundle_reference: str | None
+    key: Path | None
+    tmpdir: Path | None
+    release: str | None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        names = {None: "the bundle's stream document", "-": "standard input"}
+        return names.get(self.source) or str(self.source)
+
+    def read(self) -> bytes:
+        """The document's bytes.
+
+        Raises:
+            UsageError: both a file and a bundle, or none, or options that do not go together.
+            RehydratorError: it cannot be read.
+        """
+        if self.source and self.bundle_reference:
+            raise UsageError("both SRC and --bundle name a document; give one")
+        if self.source:
+            if self.key or self.release:
+                raise UsageError("--key and --release go with a bundle; give --bundle REF")
+            return read_document(self.source)
+        try:
+            reference_of(self.bundle_reference)
+        except UsageError as error:
+            raise UsageError(f"SRC is a file, a URL or -; or {error}") from None
+        with opened(self.bundle_reference, None, self.key, self.tmpdir) as bundle:
+            return document_of(bundle, self.release)
+
+    def parse(self) -> Document:
+        """The document, read and parsed."""
+        from rehydrator.metadata.document import Document
+
+        return Document.parse(self.read(), self.name)
+
+
+def read_document(source: str) -> bytes:
+    """The bytes of a stream document; `source` is a file, an http or https URL, or "-".
+
+    Raises:
+        HostileInput: more bytes than any stream document has.
+        NetworkError: the server does not give it.
+        ToolMissing: no HTTP client here.
+        RehydratorError: it cannot be read.
+    """
+    from rehydrator.host import fetch
+    from rehydrator.metadata.stream import MAX_DOCUMENT
+
+    try:
+        if fetch.is_remote(source):
+            return fetch.read(source, MAX_DOCUMENT)
+        if source == "-":
+            return _limited(sys.stdin.buffer, "standard input", MAX_DOCUMENT)
+        with Path(source).open("rb") as file:
+            return _limited(file, source, MAX_DOCUMENT)
+    except ModuleNotFoundError as error:
+        raise ToolMissing(
+            f"URLs need the Python package {error.name}, which is not here: bundles' containers only "
+            "read; fetch the document with another tool and give it as -"
+        ) from None
+    except OSError as error:
+        raise RehydratorError(f"{source}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UsageError(f"{source!r:.200}: {error}") from None
+
+
+def _limited(file: BinaryIO, what: str, limit: int) -> bytes:
+    data = file.read(limit + 1)
+    if len(data) > limit:
+        raise HostileInput(f"{what}: more than {limit} bytes; that is no stream document")
+    return data
