@@ -1,4 +1,4 @@
-"""Make a real release: `python -m tests.corpus small|os DIR`."""
+"""Make a real release, `python -m tests.corpus small DIR`, or the canonical disk of one, `base DIR`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.corpus.debian import make_os
+from tests.corpus.debian import make_base
 from tests.corpus.release import DEFAULT
 from tests.corpus.small import make_small
 
@@ -26,21 +26,20 @@ def _parser() -> argparse.ArgumentParser:
     small.add_argument("--cloud-mib", type=int, default=1024, help="virtual size of most images")
     small.add_argument("--bootable", action="store_true", help="the machine's kernel, started by GRUB")
     small.add_argument("--iso", action="store_true")
-    system = kinds.add_parser("os", help="minutes, root: a Debian that boots")
-    system.add_argument("--root", type=Path, help="a tree that mmdebstrap made before, to be used up")
-    for kind in (small, system):
+    small.add_argument("--document", action="store_true", help="keep stream.json")
+    small.add_argument("--platforms", type=lambda text: text.split(","), default=DEFAULT, help="a,b,c")
+    small.add_argument("--compressed", action="store_true", help="as published: .xz, .gz, .zip")
+    base = kinds.add_parser("base", help="minutes, root: a Debian that boots")
+    base.add_argument("--root", type=Path, help="a tree that mmdebstrap made before, to be used up")
+    for kind in (small, base):
         kind.add_argument("directory", type=Path)
-        kind.add_argument(
-            "--platforms", type=lambda text: text.split(","), default=list(DEFAULT), help="a,b,c"
-        )
-        kind.add_argument("--compressed", action="store_true", help="as published: .xz, .gz, .zip")
     return parser
 
 
 def main() -> None:
     """Make what the arguments ask for; print size and name of every file."""
     options = vars(_parser().parse_args())
-    make: Callable[..., list[Path]] = make_small if options.pop("kind") == "small" else make_os
+    make: Callable[..., list[Path]] = make_small if options.pop("kind") == "small" else make_base
     start = time.monotonic()
     for path in make(**options):
         status = path.stat()

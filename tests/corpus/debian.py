@@ -1,4 +1,5 @@
-"""The os release: a Debian that boots, with the package archive of this machine; needs root."""
+"""The canonical disk of the os release: a Debian that boots, from the package archive of this machine;
+needs root. `rehydrator variants` makes the release of it (scripts/corpus)."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ from tests.corpus.boot import MARKER
 from tests.corpus.boot_files import BootFiles
 from tests.corpus.disk import Disk
 from tests.corpus.programs import run
-from tests.corpus.release import DEFAULT, Release, live_files, make_variants
+from tests.corpus.release import Release, live_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 # About 650 MB once installed, near the release that measurements.md describes.
 _PACKAGES = """
@@ -40,16 +41,12 @@ WantedBy=multi-user.target
 """
 
 
-def make_os(
-    directory: Path,
-    platforms: Sequence[str] = DEFAULT,
-    *,
-    root: Path | None = None,
-    compressed: bool = False,
-) -> list[Path]:
-    """Make the release in `directory` and list its files; `root` is a tree to be used up."""
+def make_base(directory: Path, *, root: Path | None = None) -> list[Path]:
+    """Make the canonical qcow2 and the live media in `directory` and list them, the canonical first;
+    `root` is a tree to be used up."""
     directory.mkdir(parents=True, exist_ok=True)
-    release = Release(directory, 10 << 30, compress=compressed)
+    release = Release(directory)
+    canonical = release.path("canonical", "qcow2")
     with tempfile.TemporaryDirectory(prefix=".work-", dir=directory) as name:
         work = Path(name)
         tree = root or _install(work / "root")
@@ -59,8 +56,8 @@ def make_os(
             shutil.copy(tree / f"boot{file}", work) for file in (files.kernel, files.initramfs)
         )
         _fill(base, tree, files)
-        made = make_variants(base.path, release, platforms)
-        return made + live_files(release, Path(kernel), Path(initramfs), iso=True)
+        run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", base.path, canonical)
+        return [canonical, *live_files(release, Path(kernel), Path(initramfs), iso=True)]
 
 
 def _install(tree: Path) -> Path:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from tests.corpus.programs import run
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PLATFORMS = Path(__file__).with_name("platforms.yaml")
+DERIVATIONS = Path(__file__).with_name("derivations.yaml")
 DEFAULT = [
     "metal",
     "qemu",
@@ -34,9 +37,6 @@ DEFAULT = [
 MIB = 1 << 20
 # The time that SOURCE_DATE_EPOCH gives to everything that variants write.
 EPOCH = 1_750_000_000
-# Debian's GRUB reads no boot loader entries, so its menu asks this file for the platform.
-PLATFORM_FILE = "/boot/grub2/platform.cfg"
-_PLATFORM = 'set platform={platform}\nset platform_arguments="{kernel_arguments}"\n'
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Release:
     """Where the files of one release go and how they are called; sizes in bytes."""
 
     directory: Path
-    cloud_size: int
+    cloud_size: int = 10 << 30
     name: str = "demo"
     version: str = "1.0.0"
     arch: str = "x86_64"
@@ -84,9 +84,11 @@ def make_variants(
 
 
 def _derivations(release: Release, platforms: Sequence[str], files: Mapping[str, str]) -> dict[str, object]:
+    table = yaml.safe_load(DERIVATIONS.read_text())
+    table["defaults"]["files"].update(files)
     return {
+        **table,
         "cloud-size": release.cloud_size,
-        "defaults": {"files": {PLATFORM_FILE: _PLATFORM, **files}},
         "platforms": {platform: {"arches": [release.arch], "needs": {}} for platform in platforms},
     }
 
