@@ -28,8 +28,9 @@ from rehydrator.core.errors import (
 )
 from rehydrator.core.reader import data_spans
 from rehydrator.metadata.names import (
-    PARTIAL_SUFFIX,
+    PARTIAL_SUFFIXES,
     SIGNATURE_SUFFIX,
+    TEMPORARY_PREFIX,
     Named,
     image_name,
     outer_suffix,
@@ -114,13 +115,13 @@ def list_files(directory: Path, note: Callable[[str], None]) -> list[Path]:
     return files
 
 
-def _without_companions(files: list[Path], note: Callable[[str], None]) -> list[Path]:
+def _without_companions(files: Sequence[Path], note: Callable[[str], None]) -> list[Path]:
+    """The files without what is no part of a release."""
+    whole = [path for path in files if not _is_leftover(path.name, note)]
+    here = {path.name for path in whole}
     kept, signatures = [], 0
-    here = {path.name for path in files if not path.name.endswith(PARTIAL_SUFFIX)}
-    for path in files:
-        if path.name.endswith(PARTIAL_SUFFIX):
-            note(f"{path.name}: an unfinished download, left out")
-        elif not path.name.endswith(SIGNATURE_SUFFIX):
+    for path in whole:
+        if not path.name.endswith(SIGNATURE_SUFFIX):
             kept.append(path)
         elif path.name.removesuffix(SIGNATURE_SUFFIX) in here:
             signatures += 1
@@ -130,6 +131,17 @@ def _without_companions(files: list[Path], note: Callable[[str], None]) -> list[
         what = "1 detached signature is" if signatures == 1 else f"{signatures} detached signatures are"
         note(f"{what} beside the files; not stored yet")
     return kept
+
+
+def _is_leftover(name: str, note: Callable[[str], None]) -> bool:
+    """True, with a note, for what a mirror or a variant run did not finish."""
+    if name.endswith(PARTIAL_SUFFIXES):
+        note(f"{name}: of an unfinished download, left out")
+        return True
+    if name.startswith(TEMPORARY_PREFIX):
+        note(f"{name}: of a run that was broken off, left out")
+        return True
+    return False
 
 
 def select_files(

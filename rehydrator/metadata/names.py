@@ -19,10 +19,11 @@ OUTER_SUFFIXES = (".xz", ".gz", ".zst", ".zip")
 # The stream document in a release directory.
 STREAM_DOCUMENT = "stream.json"
 
-# What a mirror or a variant run leaves beside the files: detached GPG signatures, and
-# downloads that are not finished.
+# What a mirror or a variant run leaves beside the files: detached GPG signatures, downloads that
+# are not finished and what is known of them, and what a run that was killed was writing.
 SIGNATURE_SUFFIX = ".sig"
-PARTIAL_SUFFIX = ".part"
+PARTIAL_SUFFIXES = (".part", ".part.json")
+TEMPORARY_PREFIX = ".rehydrator-"
 
 _CONVENTION = re.compile(
     r"(?P<name>.+?)-(?P<release>[0-9][^-]*(?:-[0-9]+)?)-(?P<platform>[a-z][a-z0-9_-]*?)"

@@ -151,7 +151,7 @@ def test_release_directory(user: User, published: Published) -> None:
     assert [line for line in notes if line.startswith(taken)] != []
     assert "9 detached signatures are beside the files; not stored yet" in notes
     assert f"{NAME.format('azure', 'vhd.xz')}.sig: a signature of a file that is not here, left out" in notes
-    assert f"{NAME.format('aws', 'vmdk.xz')}.part: an unfinished download, left out" in notes
+    assert f"{NAME.format('aws', 'vmdk.xz')}.part: of an unfinished download, left out" in notes
     user.run("rehydrate", "back", "--all", "--bundle", "oci:out")
     expected = {name: sha256(path) for name, path in published.images.items()}
     assert expected == {path.name: sha256(path) for path in sorted((user.home / "back").iterdir())}

@@ -153,15 +153,17 @@ def test_zip_damaged_inside(tmp_path: Path) -> None:
 
 def test_companions(tmp_path: Path) -> None:
     """Signatures beside their files are counted, others named; unfinished downloads are left."""
-    for name in ("a.raw", "a.raw.sig", "b.xz", "b.xz.sig", "b.sig", "c.part", ".d.part", "d.part.sig"):
+    given = ["a.raw", "a.raw.sig", "b.xz", "b.xz.sig", "b.sig", "c.part", "c.part.json", "d.part.sig"]
+    for name in (*given, ".rehydrator-e"):
         (tmp_path / name).write_bytes(b"x")
     notes: list[str] = []
     assert [path.name for path in intake.list_files(tmp_path, notes.append)] == ["a.raw", "b.xz"]
     assert sorted(notes) == [
-        ".d.part: an unfinished download, left out",
+        ".rehydrator-e: of a run that was broken off, left out",
         "2 detached signatures are beside the files; not stored yet",
         "b.sig: a signature of a file that is not here, left out",
-        "c.part: an unfinished download, left out",
+        "c.part.json: of an unfinished download, left out",
+        "c.part: of an unfinished download, left out",
         "d.part.sig: a signature of a file that is not here, left out",
     ]
     for name in ("a.raw", "b.xz"):
