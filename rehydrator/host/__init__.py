@@ -152,6 +152,11 @@ def stop_all() -> None:
             program.kill()
 
 
+def stopped() -> bool:
+    """Whether stop_all() was called: what fails from then on was interrupted."""
+    return _stopped.is_set()
+
+
 def _printable(stderr: bytes) -> str:
     text = stderr[-_SAID:].decode(errors="replace").strip()
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import platform
 import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from rehydrator import host
 from rehydrator.core.errors import HostileInput, Interrupted, RehydratorError, ToolMissing, UsageError
 from rehydrator.host.guest_offline import NotOffline, Offline
+from rehydrator.host.guest_process import guestfs_backend, guestfs_python, mount_backend
 from rehydrator.host.guest_volumes import Backend, Entry, Volume, volumes_of
 
 if TYPE_CHECKING:
@@ -25,6 +28,17 @@ MAX_READ: Final = 1 << 20
 _MAX_LINKS = 40
 _MAX_FOUND = 4096
 _BOOT_FOLDERS: Final = frozenset({"loader", "grub2", "grub"})
+# mov dx, 0x501; mov al, 0x10; out dx, al; then halt for ever.
+_BOOT_SECTOR: Final = bytes.fromhex("ba0105 b010 ee f4 ebfd").ljust(510, b"\0") + b"\x55\xaa"
+# The exit device gives QEMU the exit status 2 * byte + 1 (QEMU, hw/misc/debugexit.c).
+_PROOF: Final = 2 * 0x10 + 1
+_MACHINE: Final = (
+    *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc"),
+    *("-m", "16", "-device", "isa-debug-exit,iobase=0x501,iosize=1"),
+)
+_TRIAL_SECONDS: Final = 5.0
+_kvm: list[bool] = []
+_kvm_lock = threading.Lock()
 _FOLDERS: Final = frozenset({"folder", "link"})
 
 
@@ -259,12 +273,43 @@ def open_guests(
         raise UsageError(f"--editor {editor}: there are {', '.join(EDITORS)}")
     volumes = volumes_of(base)
     with tempfile.TemporaryDirectory(dir=work, prefix="guests-") as folder:
+        place = Path(folder)
+        guests = None
         if editor in {"auto", "offline"}:
-            guests = _offline(base, editor, epoch, Path(folder), volumes, root_too, note)
-            if guests:
-                yield guests
-                return
-        raise ToolMissing(f"{base}: no other editor than offline is there yet")
+            guests = _offline(base, editor, epoch, place, volumes, root_too, note)
+        if guests:
+            yield guests
+            return
+        with _process(base, disks, editor, epoch, place, note) as (name, backend):
+            guests = Guests(base, name, backend, volumes)
+            backend.prepare(guests.volumes(root_too))
+            if editor == "auto":
+                note(f"guests are edited with the editor {name}")
+            yield guests
+
+
+@contextmanager
+def _process(
+    base: Path, disks: Sequence[Path], editor: str, epoch: int, work: Path, note: Callable[[str], None]
+) -> Iterator[tuple[str, Backend]]:
+    """The editor with a process of its own that was asked for, or that there is."""
+    try:
+        python = "" if editor == "mount" else guestfs_python()
+    except ToolMissing as error:
+        if editor == "guestfs":
+            raise
+        if os.geteuid():
+            raise ToolMissing(f"{error}; or run as root, for --editor mount") from None
+        note(f"not edited with guestfs: {error}")
+        python = ""
+    if not python:
+        with mount_backend(base, epoch, work) as mounted:
+            yield "mount", mounted
+        return
+    kvm = kvm_works()
+    note(f"launching libguestfs's appliance {'with' if kvm else 'without'} KVM")
+    with guestfs_backend(python, base, disks, epoch, work, kvm) as appliance:
+        yield "guestfs", appliance
 
 
 def _offline(
@@ -288,7 +333,7 @@ def _offline(
         note(f"not edited offline: {error}")
         return None
     if editor == "auto":
-        note("guests are edited offline, with debugfs: same input, same bytes")
+        note("guests are edited with the editor offline")
     return guests
 
 
@@ -300,5 +345,27 @@ def _parts(path: str) -> list[str]:
     return parts[1:]
 
 
-def _is_root() -> bool:
-    return os.geteuid() == 0
+def kvm_works() -> bool:
+    """Whether a machine runs under KVM here, proven by running one for a moment. /dev/kvm may exist
+    and hang, so its presence says nothing. Tried once per process; on other processors than x86_64
+    there is no trial, and KVM is not used.
+    """
+    with _kvm_lock:
+        if not _kvm:
+            usable = platform.machine() == "x86_64" and os.access("/dev/kvm", os.R_OK | os.W_OK)
+            _kvm.append(usable and boots("kvm"))
+        return _kvm[0]
+
+
+def boots(accelerator: str) -> bool:
+    """Whether QEMU with this accelerator runs our boot sector, within five seconds."""
+    with tempfile.NamedTemporaryFile(prefix="rehydrator-") as file:
+        file.write(_BOOT_SECTOR)
+        file.flush()
+        try:
+            done = host.run([*_MACHINE, "-accel", accelerator, "-fda", file.name], _TRIAL_SECONDS)
+        except Interrupted:
+            raise
+        except RehydratorError:
+            return False
+    return done.status == _PROOF

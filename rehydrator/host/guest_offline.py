@@ -1,9 +1,6 @@
 """Editing ext2/3/4 filesystems with debugfs: no mount, no root, no appliance, and identical bytes
 for identical input.
 
-    base ──sparse copy, once──▶ pristine ──sparse copy, per disk──▶ edited
-                                    └────── pages that differ ──────┴──▶ overlay (qemu-io)
-
 debugfs ends with status 0 whatever happened, so nothing is believed: what it says on stderr beyond
 its banner is an error, every file is read back and compared, and e2fsck has the last word.
 """
@@ -12,18 +9,16 @@ from __future__ import annotations
 
 import itertools
 import re
-import tempfile
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rehydrator import host
 from rehydrator.core.errors import HostileInput, LimitExceeded, RehydratorError
-from rehydrator.host.guest_pages import changed_runs, sparse_copy, write_runs
+from rehydrator.host.guest_pages import Copies, check_ext
 from rehydrator.host.guest_volumes import TIMEOUT, Entry, Superblock, Volume, superblock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+    from pathlib import Path
 
 # debugfs's command language (libss) splits at blanks and knows double quotes; <N> is an inode.
 SAFE: Final = re.compile(r"(/[A-Za-z0-9_.@+=:,~%#^-]+)+\Z")
@@ -43,15 +38,14 @@ class NotOffline(RehydratorError):
 
 class Offline:
     """The debugfs back end. `work` is a directory of its own; write() may be called by several
-    threads at once, for different disks. Programs run in `work` and are given names relative to
-    it, because debugfs cannot be given any (blanks, quotes, question marks)."""
+    threads at once, for different disks."""
 
     def __init__(self, base: Path, epoch: int, work: Path) -> None:
         host.find("debugfs")
         host.find("e2fsck")
         self._base, self._work = base, work
         self._env = {"E2FSPROGS_FAKE_TIME": str(epoch), "E2FSCK_TIME": str(epoch)}
-        self._pristine: dict[Volume, Path] = {}
+        self._copies = Copies(base, work)
         self._serial = itertools.count()
         (work / "base").symlink_to(base.absolute())
 
@@ -67,7 +61,7 @@ class Offline:
         return fast[1] if fast else self._ask(image, f"cat {path}")
 
     def read(self, volume: Volume, path: str) -> bytes:
-        with self._folder() as folder:
+        with self._copies.folder() as folder:
             return self._dump(self._base_image(volume), path, folder)
 
     def prepare(self, volumes: list[Volume]) -> None:
@@ -77,44 +71,16 @@ class Offline:
             obstacle = superblock(self._base, volume).obstacle
             if obstacle:
                 raise NotOffline(f"{self._base}: {volume}: {obstacle}")
-            said = self._check(self._name(self._pristine_of(volume)))
+            said = check_ext(self._copies.name(self._copies.pristine(volume)), self._work, self._env)
             if said:
                 raise NotOffline(f"{self._base}: {volume}: e2fsck finds it damaged: {said}")
 
     def write(self, disk: Path, files: Mapping[Volume, Mapping[str, bytes]]) -> None:
-        runs: list[tuple[int, bytes]] = []
-        with self._folder() as folder:
-            for volume, contents in files.items():
-                pristine, edited = self._pristine_of(volume), folder / "edited"
-                self._room(volume, contents)
-                sparse_copy(pristine, 0, volume.size, edited)
-                try:
-                    image = self._name(edited)
-                    self._edit(image, contents, folder)
-                    self._verify(image, contents, folder)
-                except RehydratorError as error:
-                    raise type(error)(f"{disk}: {volume}: {error}") from None
-                runs += [(volume.offset + at, data) for at, data in changed_runs(pristine, edited)]
-            write_runs(disk, runs, folder)
+        self._copies.edit(disk, files, self._edit)
 
     def _base_image(self, volume: Volume) -> str:
         """Debugfs's name of a filesystem within the base, which it opens read-only."""
         return f"base?offset={volume.offset}"
-
-    def _name(self, path: Path) -> str:
-        return str(path.relative_to(self._work))
-
-    def _pristine_of(self, volume: Volume) -> Path:
-        if volume not in self._pristine:
-            copy = self._work / f"pristine-{volume.partition}"
-            sparse_copy(self._base, volume.offset, volume.size, copy)
-            self._pristine[volume] = copy
-        return self._pristine[volume]
-
-    @contextmanager
-    def _folder(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(dir=self._work, prefix="edit-") as folder:
-            yield Path(folder)
 
     def _debugfs(self, image: str, *options: str) -> str:
         """What debugfs answers; raises what it complains of."""
@@ -146,7 +112,7 @@ class Offline:
     def _dump(self, image: str, path: str, folder: Path) -> bytes:
         target = folder / "dumped"
         target.unlink(missing_ok=True)
-        self._ask(image, f"dump {_safe(path)} {self._name(target)}")
+        self._ask(image, f"dump {_safe(path)} {self._copies.name(target)}")
         return target.read_bytes()
 
     def _room(self, volume: Volume, contents: Mapping[str, bytes]) -> None:
@@ -155,11 +121,16 @@ class Offline:
         needed = sum(-(-len(data) // found.block) + 1 for data in contents.values()) * found.block
         if needed > found.free:
             raise LimitExceeded(
-                f"{self._base}: {volume} is full: the new files need {needed} bytes, {found.free} are free; "
+                f"is full: the new files need {needed} bytes, {found.free} are free; "
                 "make this filesystem larger, or the files smaller"
             )
 
-    def _edit(self, edited: str, contents: Mapping[str, bytes], folder: Path) -> None:
+    def _edit(self, volume: Volume, edited: str, contents: Mapping[str, bytes], folder: Path) -> None:
+        self._room(volume, contents)
+        self._replace(edited, contents, folder)
+        self._verify(edited, contents, folder)
+
+    def _replace(self, edited: str, contents: Mapping[str, bytes], folder: Path) -> None:
         commands: list[str] = []
         made: set[str] = set()
         loose = False
@@ -174,11 +145,11 @@ class Offline:
                 commands += self._replaced(edited, path, old, source, folder)
                 loose = loose or self._has_block(edited, path)
             else:
-                commands += [f"write {self._name(source)} {name}", *_mode(name, 0o100644, 0, 0)]
+                commands += [f"write {self._copies.name(source)} {name}", *_mode(name, 0o100644, 0, 0)]
                 commands += self._labelled(edited, parent, name, made, folder)
         script = folder / "commands"
         script.write_text("".join(f"{command}\n" for command in commands), encoding="utf-8")
-        self._debugfs(edited, "-w", "-f", self._name(script))
+        self._debugfs(edited, "-w", "-f", self._copies.name(script))
         if loose:
             # debugfs 1.47.0's rm leaves the block of the old file's attributes allocated.
             host.run(["e2fsck", "-fp", edited], TIMEOUT, cwd=self._work, env=self._env)
@@ -197,7 +168,7 @@ class Offline:
         if entry.kind != "file":
             raise RehydratorError(f"{path} is a {entry.kind}, not a file that could be replaced")
         commands = [f"rm {new}"] if new in old else []
-        commands += [f"write {self._name(source)} {new}", *_mode(new, mode, owner, group)]
+        commands += [f"write {self._copies.name(source)} {new}", *_mode(new, mode, owner, group)]
         commands += self._attributes(edited, path, new, folder)
         return [*commands, f"rm {name}", f"ln {new} {name}", f"unlink {new}"]
 
@@ -211,7 +182,7 @@ class Offline:
                 continue
             if not SAFE.match(f"/{attribute}"):
                 raise RehydratorError(f"{path}: an extended attribute has a strange name: {attribute!r:.80}")
-            value = self._name(folder / f"attribute-{next(self._serial)}")
+            value = self._copies.name(folder / f"attribute-{next(self._serial)}")
             self._ask(edited, f"ea_get -r -f {value} {path} {attribute}")
             commands.append(f"ea_set -r -f {value} {name} {attribute}")
         return commands
@@ -242,7 +213,7 @@ class Offline:
         return found is not None and found[1] != "0"
 
     def _verify(self, edited: str, contents: Mapping[str, bytes], folder: Path) -> None:
-        said = self._check(edited)
+        said = check_ext(edited, self._work, self._env)
         if said:
             raise RehydratorError(
                 f"debugfs left the filesystem damaged, so this disk is not done: {said}; try --editor guestfs"
@@ -250,13 +221,6 @@ class Offline:
         for path, data in contents.items():
             if self._dump(edited, path, folder) != data:
                 raise RehydratorError(f"debugfs did not write {path} as it was told; try --editor guestfs")
-
-    def _check(self, image: str) -> str:
-        """What e2fsck finds wrong; empty where nothing is."""
-        done = host.run(["e2fsck", "-fn", image], TIMEOUT, cwd=self._work, env=self._env)
-        lines = done.stdout.decode(errors="replace").splitlines()
-        found = [line for line in lines if line and not line.startswith(("Pass ", "Fix"))]
-        return "; ".join(found)[:500] or f"status {done.status}" if done.status else ""
 
 
 def _mode(name: str, mode: int, owner: int, group: int) -> list[str]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
+import threading
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rehydrator import host
-from rehydrator.core.errors import LimitExceeded, RehydratorError
-from rehydrator.host.guest_volumes import TIMEOUT
+from rehydrator.core.errors import Interrupted, LimitExceeded, RehydratorError
+from rehydrator.host.guest_volumes import TIMEOUT, Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping
 
 PAGE = 4096
 _STEP = 256 * PAGE
@@ -119,3 +122,69 @@ def write_runs(disk: Path, runs: list[tuple[int, bytes]], work: Path) -> None:
     if done.status or [line for line in said.splitlines() if line.startswith("wrote ")] != wrote:
         words = f"{done.said}\n{said}"[-500:].strip()
         raise RehydratorError(f"{disk}: writing the edited pages into it with qemu-io: {words}")
+
+
+class Copies:
+    """Filesystems of a base, copied out of it:
+
+        base ──once──▶ pristine ──per disk──▶ edited
+                           └─ pages that differ ─┴──▶ overlay (qemu-io)
+
+    Programs run in `work` and are given names relative to it, which have no characters that any
+    of them stumbles over.
+    """
+
+    def __init__(self, base: Path, work: Path) -> None:
+        self._base, self._work = base, work
+        self._pristine: dict[Volume, Path] = {}
+        self._lock = threading.Lock()
+
+    def name(self, path: Path) -> str:
+        """What a program that runs in `work` calls a file there."""
+        return str(path.relative_to(self._work))
+
+    def pristine(self, volume: Volume) -> Path:
+        """A copy of the base's filesystem, made when it is first needed."""
+        with self._lock:
+            if volume not in self._pristine:
+                copy = self._work / f"pristine-{volume.partition}"
+                sparse_copy(self._base, volume.offset, volume.size, copy)
+                self._pristine[volume] = copy
+            return self._pristine[volume]
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """A directory within `work` that is gone at the end."""
+        with tempfile.TemporaryDirectory(dir=self._work, prefix="edit-") as folder:
+            yield Path(folder)
+
+    def edit(
+        self,
+        disk: Path,
+        files: Mapping[Volume, Mapping[str, bytes]],
+        edit: Callable[[Volume, str, Mapping[str, bytes], Path], None],
+    ) -> None:
+        """Call `edit` with volume, name of a copy of it, its files, and a directory for temporary
+        files; then write what changed into the overlay.
+        """
+        runs: list[tuple[int, bytes]] = []
+        with self.folder() as folder:
+            for volume, contents in files.items():
+                pristine, edited = self.pristine(volume), folder / "edited"
+                sparse_copy(pristine, 0, volume.size, edited)
+                try:
+                    edit(volume, self.name(edited), contents, folder)
+                except Interrupted:
+                    raise
+                except RehydratorError as error:
+                    raise type(error)(f"{disk}: {volume}: {error}") from None
+                runs += [(volume.offset + at, data) for at, data in changed_runs(pristine, edited)]
+            write_runs(disk, runs, folder)
+
+
+def check_ext(image: str, work: Path, env: Mapping[str, str] | None = None) -> str:
+    """What e2fsck finds wrong with an ext filesystem, in words; empty where nothing is."""
+    done = host.run(["e2fsck", "-fn", image], TIMEOUT, cwd=work, env=env)
+    lines = done.stdout.decode(errors="replace").splitlines()
+    found = [line for line in lines if line and not line.startswith(("Pass ", "Fix"))]
+    return "; ".join(found)[:500] or f"status {done.status}" if done.status else ""
