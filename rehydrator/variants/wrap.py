@@ -275,7 +275,7 @@ def _descriptor(template: Template, values: Mapping[str, str], size: int, capaci
     text = _PLACEHOLDER.sub(lambda found: spelt[found[1]], template.text)
     try:
         expat.ParserCreate().Parse(text.encode(), True)
-    except (expat.ExpatError, ValueError) as error:
+    except (expat.ExpatError, LookupError, ValueError) as error:
         raise UsageError(f"template {template.name}: not well-formed XML when filled: {error}") from None
     return text
 
