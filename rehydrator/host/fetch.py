@@ -128,6 +128,35 @@ def shown(source: str) -> str:
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}{'?…' if query else ''}"
 
 
+def is_full(error: OSError) -> bool:
+    """Did the disk, or a quota, run out?"""
+    return error.errno in _FULL
+
+
+def joined(document: str, location: str) -> str:
+    """The URL of what a document at `document` (a URL or a path) calls `location`, which may be
+    relative. The document's user name and password go with what lies on its own server.
+
+    Raises:
+        HostileInput: it is no URL; or a document from the network names a file of this machine.
+    """
+    if not is_remote(document):
+        if "://" in location:
+            return location
+        local = document.startswith("file://")
+        return urljoin(document if local else Path(document).absolute().as_uri(), location)
+    base = _parsed(document)
+    try:
+        url = _parsed(urljoin(document, location))
+    except ValueError:
+        raise HostileInput(f"{shown(location)!r}: not a URL") from None
+    if not is_remote(url.geturl()):
+        raise HostileInput(f"{location!r}: a document from the network must not name files of this machine")
+    if _origin(url) == _origin(base) and "@" in base.netloc and "@" not in url.netloc:
+        url = url._replace(netloc=base.netloc)
+    return url.geturl()
+
+
 def read(source: str, limit: int) -> bytes:
     """What a URL (http, https, file) or a path holds, at most `limit` bytes.
 
@@ -723,7 +752,7 @@ class _Part:
             while view:
                 view = view[os.write(self._descriptor, view) :]
         except OSError as error:
-            if error.errno not in _FULL:
+            if not is_full(error):
                 raise
             # Bytes that the digest does not have yet.
             os.ftruncate(self._descriptor, self.size)

@@ -1,0 +1,235 @@
+"""`stream mirror`: the files that a stream document names, here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rehydrator.cli import printable
+from rehydrator.cli.common import Progress, human, json_option, table
+from rehydrator.core.errors import HostileInput, LimitExceeded, ToolMissing, UsageError, worst_exit_code
+
+if TYPE_CHECKING:
+    from rehydrator.host.fetch import Client
+    from rehydrator.metadata.document import Document
+    from rehydrator.mirror import Mirror, Outcome, Wanted
+
+
+@click.command("mirror", short_help="Download the files, checked, and resume.")
+@click.argument("source", metavar="SRC")
+@click.argument("directory", metavar="DEST", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--arch", "arches", multiple=True, help="Only this architecture (again for more).")
+@click.option("--platform", "platforms", multiple=True, help="Only this platform (again for more).")
+@click.option(
+    "--keyring",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="F",
+    help="Check signatures with these public keys (gpg --export, with or without --armor).",
+)
+@click.option("--require-signatures", is_flag=True, help="Refuse files without a signature.")
+@click.option("--base-url", default="", metavar="URL", help="Where DEST will be served. Default: beside it.")
+@click.option(
+    "--jobs", type=click.IntRange(1, 64), default=4, show_default=True, help="Downloads at the same time."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0.1, 86400),
+    default=30.0,
+    show_default=True,
+    help="Seconds without a byte after which a download is tried again.",
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(0, 1000),
+    default=5,
+    show_default=True,
+    help="Further attempts in a row; those that bring 1 MiB do not count.",
+)
+@click.option(
+    "--max-size",
+    type=click.IntRange(1),
+    default=256 << 30,
+    show_default=True,
+    help="Refuse larger files, bytes.",
+)
+@click.option("--dry-run", is_flag=True, help="Only show what would be downloaded and what is there.")
+@json_option
+def command(
+    source: str,
+    directory: Path,
+    arches: tuple[str, ...],
+    platforms: tuple[str, ...],
+    keyring: Path | None,
+    require_signatures: bool,
+    base_url: str,
+    jobs: int,
+    timeout: float,
+    retries: int,
+    max_size: int,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Download what the stream document SRC (a file, a URL or -) names into DEST, and write the document
+    there, its locations rewritten. DEST is what `rehydrator build` takes.
+
+    Files that are there and right are kept, and a download that was broken off goes on where it
+    stopped. Every sha256 is checked; with --keyring every signature, too. A file whose sha256 the
+    document does not have needs a good signature.
+    """
+    if require_signatures and not keyring:
+        raise UsageError("--require-signatures needs --keyring: a signature counts when it was checked")
+    try:
+        import urllib3  # noqa: F401 - asked for here, so that its absence is said in words
+
+        from rehydrator import mirror
+    except ModuleNotFoundError as error:
+        raise ToolMissing(
+            f"mirroring needs the Python package {error.name}, which is not here: bundles' containers "
+            "only read; mirror with a full installation (`make install`)"
+        ) from None
+    from rehydrator.host import fetch, gpg
+
+    if base_url:
+        mirror.check_base_url(base_url)
+    reporter = _Reporter()
+    options = fetch.Options(timeout=timeout, retries=retries, max_size=max_size)
+    with ExitStack() as stack:
+        stack.callback(reporter.close)
+        keys = stack.enter_context(gpg.keyring(keyring)) if keyring else None
+        client = stack.enter_context(fetch.opened(options, reporter.note))
+        document = _document(source, client)
+        files = mirror.planned(mirror.selected(document, arches, platforms), source)
+        maker = mirror.Mirror(directory, client, reporter, keys, require_signatures)
+        reporter.expect(len(files))
+        if dry_run:
+            return _show_plan(files, mirror.look_at_all(maker, files, jobs), as_json)
+        stack.enter_context(mirror.locked(directory))
+        if not keyring and any(each.signature for each in files):
+            reporter.note("signatures are downloaded, not checked: no --keyring was given")
+        return _mirrored(maker, document, files, base_url, jobs, as_json)
+
+
+def _document(source: str, client: Client) -> Document:
+    from rehydrator.cli.stream import read_document
+    from rehydrator.host import fetch
+    from rehydrator.metadata.document import Document
+    from rehydrator.metadata.json_text import MAX_BYTES
+
+    if "://" not in source:
+        if source != "-" and not Path(source).is_file():
+            raise UsageError(f"{source}: no such file; SRC is a stream document: a file, a URL or -")
+        return Document.parse(read_document(source), source)
+    try:
+        return Document.parse(client.read(source, MAX_BYTES), fetch.shown(source))
+    except LimitExceeded as error:
+        raise HostileInput(f"{error}; that is no stream document") from None
+
+
+def _mirrored(
+    maker: Mirror, document: Document, files: list[Wanted], base_url: str, jobs: int, as_json: bool
+) -> int:
+    from rehydrator import mirror
+
+    outcomes = mirror.have_all(maker, files, jobs)
+    code = worst_exit_code([each.exit_code for each in outcomes])
+    written = None
+    if not code:
+        written = mirror.write_document(maker.directory, mirror.rewritten(document, outcomes, base_url))
+    maker.reporter.advance(0)
+    _tell(outcomes, maker.directory / mirror.STREAM_JSON, code)
+    if as_json:
+        report = {
+            "stream": document.stream,
+            "stream_json": str(written) if written else None,
+            "exit_code": code,
+            "files": [_as_json(each) for each in outcomes],
+        }
+        click.echo(json.dumps(report, indent=2))
+    elif written:
+        click.echo(written)
+    return code
+
+
+def _tell(outcomes: list[Outcome], document: Path, code: int) -> None:
+    from rehydrator import mirror
+
+    for each in outcomes:
+        if each.error:
+            click.echo(f"rehydrator: {printable(str(each.error))}", err=True)
+    parts = []
+    for state in (mirror.DOWNLOADED, mirror.THERE, mirror.FAILED):
+        found = [each for each in outcomes if each.state == state]
+        if found:
+            size = sum(each.size for each in found)
+            parts.append(f"{len(found)} {state}{f' ({human(size)})' if size else ''}")
+    good = sum(each.signature == mirror.GOOD for each in outcomes)
+    signed = f"; {good} signatures good" if good else ""
+    click.echo(f"{len(outcomes)} files: {', '.join(parts)}{signed}", err=True)
+    if code:
+        old = "the old one stays" if document.exists() else "nothing is complete"
+        click.echo(f"{document} was not written: {old}; run it again to go on", err=True)
+
+
+def _as_json(outcome: Outcome) -> dict[str, Any]:
+    wanted = outcome.wanted
+    found = {
+        **_planned_json(wanted, outcome.state),
+        "size": outcome.size,
+        "sha256": outcome.sha256,
+        "signature": outcome.signature,
+        "signed_by": outcome.signer or None,
+        "exit_code": outcome.exit_code,
+    }
+    return {**found, "error": str(outcome.error)} if outcome.error else found
+
+
+def _planned_json(wanted: Wanted, state: str) -> dict[str, Any]:
+    from rehydrator.host import fetch
+
+    places = [each._asdict() for each in wanted.keys]
+    return {"file": wanted.name, "location": fetch.shown(wanted.source), "state": state, "is": places}
+
+
+def _show_plan(files: list[Wanted], there: list[bool], as_json: bool) -> int:
+    from rehydrator import mirror
+    from rehydrator.host import fetch
+
+    states = [mirror.THERE if each else "to download" for each in there]
+    if as_json:
+        found = [_planned_json(each, state) for each, state in zip(files, states, strict=True)]
+        click.echo(json.dumps(found, indent=2))
+        return 0
+    rows = [["FILE", "STATE", "FROM"]]
+    rows += [[each.name, state, fetch.shown(each.source)] for each, state in zip(files, states, strict=True)]
+    click.echo(printable(table(rows, set())))
+    return 0
+
+
+class _Reporter:
+    """What a mirror says on stderr, and its progress on a terminal: documents have no sizes, so
+    files are what is counted.
+    """
+
+    def __init__(self) -> None:
+        self._progress = Progress("mirroring", 0)
+        self._bytes = 0
+
+    def expect(self, files: int) -> None:
+        self._progress = Progress(f"mirroring {files} files", 0)
+
+    def note(self, text: str) -> None:
+        self._progress.clear()
+        click.echo(printable(text), err=True)
+        sys.stderr.flush()
+
+    def advance(self, steps: int, detail: str = "") -> None:
+        self._bytes += steps
+        self._progress.advance(steps, f"{human(max(0, self._bytes))}  {detail}")
+
+    def close(self) -> None:
+        self._progress.clear()
