@@ -14,7 +14,8 @@ import click
 from rehydrator.cli import EXIT_STATUS
 from rehydrator.cli.common import bundle_option, key_option, opened, reference_of, tmpdir_option
 from rehydrator.cli.stream_json import document_of
-from rehydrator.core.errors import HostileInput, RehydratorError, ToolMissing, UsageError
+from rehydrator.core.errors import HostileInput, LimitExceeded, RehydratorError, ToolMissing, UsageError
+from rehydrator.metadata import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,9 @@ VERBS = {
     "show": "stream_show",
     "validate": "stream_validate",
 }
+
+# The most bytes that are read for a stream document; some 100 kB is usual.
+LIMIT = json_text.MAX_BYTES
 
 
 class _Verbs(click.Group):
@@ -79,8 +83,11 @@ class Source:
     @property
     def name(self) -> str:
         """What messages call it."""
-        names = {None: "the bundle's stream document", "-": "standard input"}
-        return names.get(self.source) or str(self.source)
+        from rehydrator.host import fetch
+
+        if self.source is None:
+            return "the bundle's stream document"
+        return "standard input" if self.source == "-" else fetch.shown(self.source)
 
     def read(self) -> bytes:
         """The document's bytes.
@@ -119,20 +126,21 @@ def read_document(source: str) -> bytes:
         RehydratorError: it cannot be read.
     """
     from rehydrator.host import fetch
-    from rehydrator.metadata.stream import MAX_DOCUMENT
 
     try:
         if fetch.is_remote(source):
-            return fetch.read(source, MAX_DOCUMENT)
+            return fetch.read(source, LIMIT)
         if source == "-":
-            return _limited(sys.stdin.buffer, "standard input", MAX_DOCUMENT)
+            return _limited(sys.stdin.buffer, "standard input", LIMIT)
         with Path(source).open("rb") as file:
-            return _limited(file, source, MAX_DOCUMENT)
+            return _limited(file, source, LIMIT)
     except ModuleNotFoundError as error:
         raise ToolMissing(
             f"URLs need the Python package {error.name}, which is not here: bundles' containers only "
             "read; fetch the document with another tool and give it as -"
         ) from None
+    except LimitExceeded as error:
+        raise HostileInput(f"{error}; that is no stream document") from None
     except OSError as error:
         raise RehydratorError(f"{source}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:

@@ -28,7 +28,9 @@ FIELDS = (
 @source_options
 @click.option("--arch", help="Default: the only architecture, else this machine's.")
 @click.option("--platform", metavar="P", help="Which platform's file.")
-@click.option("--format", "key", metavar="F", help="Default: the only one, else the 512-byte raw disk.")
+@click.option(
+    "--format", "format_key", metavar="F", help="Default: the only one, else the 512-byte raw disk."
+)
 @click.option("--role", help="disk (the default), kernel, initramfs or rootfs.")
 @click.option("--image", metavar="CLOUD", help="A cloud's image instead of a file: aws, gcp, …")
 @click.option("--region", help="The image's region. Default: the only one.")
@@ -37,7 +39,7 @@ def command(
     arguments: tuple[str, ...],
     arch: str | None,
     platform: str | None,
-    key: str | None,
+    format_key: str | None,
     role: str | None,
     image: str | None,
     region: str | None,
@@ -57,7 +59,7 @@ def command(
     from rehydrator.metadata import query
 
     if image:
-        if key or role:
+        if format_key or role:
             raise UsageError("--format and --role go with --platform")
         arch, members = query.choose_image(document, arch, image, region, host_arch)
         name = name or next((each for each in query.IMAGE_FIELDS if members.get(each)), "image")
@@ -66,7 +68,7 @@ def command(
         assert platform is not None
         if region:
             raise UsageError("--region goes with --image")
-        file = query.choose_file(document, arch, platform, key, role, host_arch)
+        file = query.choose_file(document, arch, platform, format_key, role, host_arch)
         members = document.members(file.key)
         named = {"name": file.name, "release": file.release, **members}
         members, name, what = (members if as_json else named), name or "location", str(file.key)
