@@ -239,11 +239,12 @@ class Mirror:
     def _digest(self, wanted: Wanted) -> tuple[str, int]:
         """Of what is there under the name; "" where nothing is."""
         found, size = hashlib.sha256(), 0
-        try:
-            file = (self.directory / wanted.name).open("rb")
-        except FileNotFoundError:
+        path = self.directory / wanted.name
+        if not path.exists():
             return "", 0
-        with file:
+        if not path.is_file():
+            raise RehydratorError(f"{path}: there is something that is no regular file; move it away")
+        with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 self.client.refuse_when_stopped()
                 found.update(chunk)

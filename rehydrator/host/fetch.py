@@ -250,9 +250,8 @@ class Client:
         return done
 
     def _complete(self, source: str, part: _Part, expected: str) -> None:
-        resumed = part.size > 0
         self._fill(source, part, expected)
-        if expected and part.sha256 != expected and (resumed or part.pieced):
+        if expected and part.sha256 != expected and part.pieced:
             self._tell(f"{shown(source)}: the parts do not fit together; once more from the beginning")
             part.restart()
             part.resumable = False
@@ -295,13 +294,14 @@ class Client:
     def _until_it_passes(
         self, source: str, attempt: Callable[[], _Result], size: Callable[[], int]
     ) -> _Result:
-        failures = 0
+        failures, most = 0, size()
         while True:
-            before = size()
             try:
                 return attempt()
             except _Passing as trouble:
-                failures = 1 if size() - before >= _ADVANCE else failures + 1
+                # What was thrown away and came again is no advance.
+                failures = 1 if size() - most >= _ADVANCE else failures + 1
+                most = max(most, size())
                 if failures > self.options.retries:
                     raise NetworkError(
                         f"{shown(source)}: {trouble}; given up after {failures} attempts"
@@ -523,6 +523,9 @@ def _refusal(source: str, response: BaseHTTPResponse, *, asked_range: bool) -> E
     if response.status not in ({200, 206, 416} if asked_range else {200}):
         return NetworkError(said)
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    transfer = response.headers.get("Transfer-Encoding", "").strip().lower()
+    if transfer not in {"", "chunked"}:
+        encoding = transfer
     if response.status != 416 and encoding not in {"", "identity"}:
         return NetworkError(f"{shown(source)}: the server encodes it ({encoding}), which was not asked for")
     return None
@@ -746,23 +749,22 @@ class _Part:
         raise _Passing(f"{reason}; once more from the beginning")
 
     def write(self, chunk: bytes) -> None:
-        """More bytes; on the disk before they count."""
+        """More bytes; written before they count."""
         view = memoryview(chunk)
         try:
             while view:
-                view = view[os.write(self._descriptor, view) :]
+                done = os.write(self._descriptor, view)
+                self._count(view[:done])
+                view = view[done:]
         except OSError as error:
             if not is_full(error):
                 raise
-            # Bytes that the digest does not have yet.
-            os.ftruncate(self._descriptor, self.size)
             raise LimitExceeded(
                 f"{self.path}: {os.strerror(error.errno or 0).lower()}; free some space and run it again: "
                 f"it goes on after the {self.size} bytes that came"
             ) from None
-        self._count(chunk)
 
-    def _count(self, chunk: bytes) -> None:
+    def _count(self, chunk: bytes | memoryview) -> None:
         self._hash.update(chunk)
         self.size += len(chunk)
         self._progress(len(chunk))

@@ -93,9 +93,11 @@ def keyring(path: Path) -> Iterator[Keyring]:
         (home / "keys.gpg").write_bytes(keys)
         yield Keyring(path, home, home / "keys.gpg")
     finally:
-        # Twice: a thread that is being ended may add a last file to the first round.
-        shutil.rmtree(home, ignore_errors=True)
-        shutil.rmtree(home, ignore_errors=True)
+        # Twice: an interrupt, or a last file of a thread that is being ended, spoils the first round.
+        try:
+            shutil.rmtree(home, ignore_errors=True)
+        finally:
+            shutil.rmtree(home, ignore_errors=True)
 
 
 def read_keys(path: Path) -> bytes:

@@ -557,9 +557,12 @@ def test_too_large_signature(release: Release) -> None:
 
 
 def test_place_that_cannot_be_written(release: Release) -> None:
-    """A directory where a file should be, and a full disk, are told in words."""
+    """A directory or a pipe where a file should be, and a file where the directory should be, are
+    told in words."""
     (release.place / FILE["aws"]).mkdir(parents=True)
-    assert "is a directory" in release.mirror("--platform", "aws", code=1).err
+    assert "no regular file" in release.mirror("--platform", "aws", code=1).err
+    os.mkfifo(release.place / FILE["qemu"])
+    assert "no regular file" in release.mirror("--platform", "qemu", code=1).err
     (release.user.home / "file").write_text("")
     release.user.run("stream", "mirror", release.server.url("/stream.json"), "file/x", code=1)
 

@@ -237,7 +237,7 @@ def test_wrong_bytes_after_a_resume_again(server: hostile.Server, tmp_path: Path
     assert names_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("code", [403, 404, 410, 400, 401, 418])
+@pytest.mark.parametrize("code", [403, 404, 410, 400, 401, 418, 206, 204, 304])
 def test_refusals_that_do_not_pass(server: hostile.Server, tmp_path: Path, code: int) -> None:
     """What will not change is not asked for again; nothing is left."""
     kind = fetch.NotFound if code in {403, 404, 410} else NetworkError
@@ -272,6 +272,53 @@ def test_advance_is_no_failure(server: hostile.Server, tmp_path: Path) -> None:
     with fetch.opened(options) as client:
         client.download(url, tmp_path / "file", expected=hashlib.sha256(data).hexdigest())
     assert data == (tmp_path / "file").read_bytes()
+
+
+def test_coming_and_going_is_no_advance(server: hostile.Server, tmp_path: Path) -> None:
+    """Where nothing can be resumed, a server that breaks off early and late in turn is given up."""
+
+    def behave(request: hostile.Request, content: bytes) -> None:
+        at = (1 << 20) * (1 + 2 * (request.turn % 2))
+        hostile.without_validator(hostile.truncating(at, times=99))(request, content)
+
+    url = server.serve("/file", bytes(6 << 20), behave)
+    options = fetch.Options(timeout=0.5, retries=3, pause=0.01)
+    with fetch.opened(options) as client, pytest.raises(NetworkError):
+        client.download(url, tmp_path / "file")
+    assert len(server.requests) == 4
+
+
+def test_no_http(server: hostile.Server, tmp_path: Path) -> None:
+    """What is no HTTP, and a head without end, is given up."""
+
+    def behave(request: hostile.Request, content: bytes) -> None:
+        request.wfile.write(content)
+
+    for head in (
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5000,
+        b"HTTP/1.1 abc\r\n\r\n",
+    ):
+        url = server.serve("/file", head, behave)
+        assert "given up" in refused(url, tmp_path / "file", NetworkError)
+
+
+def test_connections_are_used_again(server: hostile.Server) -> None:
+    """A proper server is asked twice over one connection; one that closed it meanwhile, over another."""
+    ports: list[int] = []
+
+    def behave(request: hostile.Request, content: bytes) -> None:
+        ports.append(request.client_address[1])
+        request.close_connection = request.turn == 2
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content)
+
+    url = server.serve("/file", b"content", behave)
+    with fetch.opened(QUICK) as client:
+        assert [client.read(url, 10) for _ in range(3)] == [b"content"] * 3
+    assert ports[0] == ports[1] != ports[2]
 
 
 def test_no_server(tmp_path: Path) -> None:
