@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rehydrator.core.errors import NotInBundle, UsageError
-from rehydrator.metadata.names import OUTER_SUFFIXES
+from rehydrator.metadata.names import image_format
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -121,7 +121,7 @@ def _is_value(value: Any) -> bool:
 
 def _choose_format(known: set[str], key: str | None, what: str) -> str:
     if key:
-        bare = sorted(each for each in known if _bare(each) == key)
+        bare = sorted(each for each in known if image_format(each) == key)
         if key not in known and len(bare) == 1:
             return bare[0]
         return _present(key, known, f"no format {key!r} of {what}")
@@ -131,12 +131,6 @@ def _choose_format(known: set[str], key: str | None, what: str) -> str:
     if preferred is None:
         raise UsageError(f"{what} has several formats; name one with --format: {_listed(known)}")
     return preferred
-
-
-def _bare(key: str) -> str:
-    """A format's key without its outer compression; a tar.gz has none."""
-    suffix = next((each for each in OUTER_SUFFIXES if key.endswith(each) and key != "tar.gz"), "")
-    return key.removesuffix(suffix)
 
 
 def _present(name: str, known: Iterable[str], missing: str, hint: str = "") -> str:

@@ -48,6 +48,8 @@ def names(host: str = "x86_64", **wanted: Any) -> list[str]:
         ({"disks": ["qemu"], "arch": "aarch64"}, ["q-arm"]),
         ({"disks": ["ibm"]}, ["z"]),
         ({"disks": ["metal"]}, ["m"]),
+        ({"disks": ["metal"], "formats": ["raw"]}, ["m"]),
+        ({"disks": ["metal"], "formats": ["raw.xz"]}, ["m"]),
         ({"disks": ["metal"], "formats": ["4k.raw"]}, ["m4k"]),
         ({"disks": ["metal"], "formats": ["4k.raw.xz"]}, ["m4k"]),
         ({"disks": ["metal"], "formats": ["iso"]}, ["iso"]),
@@ -81,6 +83,7 @@ def test_named(wanted: dict[str, Any], expected: list[str]) -> None:
         ({"disks": ["vm"]}, UsageError, "--format: ova, vmdk"),
         ({"disks": ["vm"], "formats": ["raw"]}, NotInBundle, "ova, vmdk"),
         ({"disks": ["qemu"], "formats": ["raw"]}, NotInBundle, "qcow2.xz"),
+        ({"disks": ["metal"], "formats": ["pxe"]}, NotInBundle, "4k.raw.xz, iso, raw.xz"),
         ({"disks": ["hyperv"], "formats": ["tar"]}, NotInBundle, "tar.gz, vhdx.zip"),
         ({"iso": True, "arch": "s390x"}, NotInBundle, "no iso for s390x"),
         ({"pxe": True, "arch": "aarch64"}, NotInBundle, "no pxe for aarch64"),
@@ -93,3 +96,24 @@ def test_refused(wanted: dict[str, Any], error: type[Exception], said: str) -> N
     """Unknown is NotInBundle, ambiguous is UsageError; both list what exists."""
     with pytest.raises(error, match=said):
         names(**wanted)
+
+
+@pytest.mark.parametrize("suffix", ["", ".xz", ".gz", ".zst", ".zip"])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_metal_is_the_raw_disk(suffix: str, backwards: bool) -> None:
+    """--disk metal alone is the raw disk of 512-byte sectors, whatever else metal publishes, in
+    whatever order and compression; --format names another with or without that."""
+    keys = [f"4k.raw{suffix}", "iso", f"raw{suffix}", "pxe"]
+    all_ = [artifact(key, "metal", key, role="kernel" if key == "pxe" else "disk") for key in keys]
+    request: dict[str, Any] = {"disks": ["metal"], "names": (), "iso": False, "pxe": False, "every": False}
+    for formats, expected in (
+        ((), f"raw{suffix}"),
+        (("raw",), f"raw{suffix}"),
+        (("4k.raw",), f"4k.raw{suffix}"),
+        ((f"4k.raw{suffix}",), f"4k.raw{suffix}"),
+        (("iso",), "iso"),
+    ):
+        [found] = select(
+            all_[::-1] if backwards else all_, **request, arch=None, formats=formats, host_arch=lambda: "x"
+        )
+        assert found.format == expected
