@@ -9,6 +9,7 @@ machine, both measured:
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -56,8 +57,7 @@ class Compressed:
 
 def compress(method: str, source: Path, target: Path, threads: int, timeout: float) -> Compressed:
     """Write `target` from `source`, decompress it again and compare, each within `timeout`
-    seconds. The caller has set the time of `source`, which gzip and zip keep beside its name;
-    zip keeps its mode too, which becomes 0644.
+    seconds. The caller has set the time of `source`, which gzip and zip keep beside its name.
 
     Raises:
         UsageError: no such method.
@@ -69,7 +69,7 @@ def compress(method: str, source: Path, target: Path, threads: int, timeout: flo
     compressor = _find(method)
     start = tools.absolute(source)
     with tools.new_file(target) as path:
-        start.chmod(0o644)
+        _settle(start)
         plain = tools.measure(start)
         with path.open("wb") as out:
             count = max(threads, compressor.least_threads)
@@ -91,6 +91,14 @@ def keep(source: Path, target: Path) -> Compressed:
     except OSError as error:
         raise tools.from_system(error, target) from None
     return Compressed(measured, measured)
+
+
+def _settle(source: Path) -> None:
+    """The mode, which zip keeps, is the same for everybody; the time is whole seconds, and not
+    zero, of which gzip complains."""
+    source.chmod(0o644)
+    when = max(1, int(source.stat().st_mtime))
+    os.utime(source, (when, when))
 
 
 def _find(method: str) -> Compressor:

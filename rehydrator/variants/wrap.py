@@ -302,6 +302,6 @@ def _tar(
     options: Sequence[str], root: Path, members: Sequence[str], target: Path, identity: Identity
 ) -> None:
     """An archive of members below `root`, links followed: files of mode 0644, directories 0755."""
-    argv = ["tar", *options, f"--mtime=@{identity.epoch}", "--mode=u=rwX,go=rX", "--force-local"]
+    argv = ["tar", *options, f"--mtime=@{identity.epoch}", "--mode=a-x,u=rwX,go=rX", "--force-local"]
     argv += ["-C", str(root), "-c", "-h", "-f", str(target), "--", *members]
     tools.run(argv, _TIMEOUT, target)
