@@ -226,6 +226,7 @@ class Mirror:
                 if wanted.sha256:
                     raise
             else:
+                self.reporter.advance(size, wanted.name)
                 return THERE, size, digest
         done = self.client.download(
             wanted.source,

@@ -8,7 +8,9 @@ import hashlib
 import socket
 import ssl
 import struct
+import subprocess
 import threading
+import time
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
@@ -118,6 +120,31 @@ def running(certificate: Path | None = None) -> Iterator[Server]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def certificate(pem: Path) -> Path:
+    """Write a key and its own certificate, for 127.0.0.1 and no other name."""
+    with pem.open("wb") as file:
+        subprocess.run(
+            [
+                *(
+                    "openssl",
+                    "req",
+                    "-x509",
+                    "-newkey",
+                    "ec",
+                    "-pkeyopt",
+                    "ec_paramgen_curve:P-256",
+                    "-nodes",
+                ),
+                *("-keyout", "-", "-out", "-", "-days", "2", "-subj", "/CN=test"),
+                *("-addext", "subjectAltName=IP:127.0.0.1"),
+            ],
+            check=True,
+            stdout=file,
+            stderr=subprocess.DEVNULL,
+        )
+    return pem
 
 
 def etag(content: bytes) -> str:
@@ -312,6 +339,4 @@ def changing(new: bytes, *, honest: bool) -> Behaviour:
 
 def later(seconds: int) -> str:
     """An HTTP-date so many seconds from now."""
-    import time
-
     return email.utils.formatdate(time.time() + seconds, usegmt=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +14,11 @@ from rehydrator.cli.common import Progress, human, json_option, table
 from rehydrator.core.errors import HostileInput, LimitExceeded, ToolMissing, UsageError, worst_exit_code
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rehydrator.host.fetch import Client
     from rehydrator.metadata.document import Document
-    from rehydrator.mirror import Mirror, Outcome, Wanted
+    from rehydrator.mirror import Outcome, Wanted
 
 
 @click.command("mirror", short_help="Download the files, checked, and resume.")
@@ -103,15 +104,18 @@ def command(
         keys = stack.enter_context(gpg.keyring(keyring)) if keyring else None
         client = stack.enter_context(fetch.opened(options, reporter.note))
         document = _document(source, client)
-        files = mirror.planned(mirror.selected(document, arches, platforms), source)
+        found = mirror.selected(document, arches, platforms)
+        files = mirror.planned(found, source)
         maker = mirror.Mirror(directory, client, reporter, keys, require_signatures)
-        reporter.expect(len(files))
+        reporter.expect(len(files), {each.name: each.size for each in found})
         if dry_run:
             return _show_plan(files, mirror.look_at_all(maker, files, jobs), as_json)
         stack.enter_context(mirror.locked(directory))
         if not keyring and any(each.signature for each in files):
             reporter.note("signatures are downloaded, not checked: no --keyring was given")
-        return _mirrored(maker, document, files, base_url, jobs, as_json)
+        outcomes = mirror.have_all(maker, files, jobs)
+        reporter.close()
+        return _finish(directory, document, outcomes, base_url, as_json)
 
 
 def _document(source: str, client: Client) -> Document:
@@ -130,18 +134,16 @@ def _document(source: str, client: Client) -> Document:
         raise HostileInput(f"{error}; that is no stream document") from None
 
 
-def _mirrored(
-    maker: Mirror, document: Document, files: list[Wanted], base_url: str, jobs: int, as_json: bool
+def _finish(
+    directory: Path, document: Document, outcomes: list[Outcome], base_url: str, as_json: bool
 ) -> int:
     from rehydrator import mirror
 
-    outcomes = mirror.have_all(maker, files, jobs)
     code = worst_exit_code([each.exit_code for each in outcomes])
     written = None
     if not code:
-        written = mirror.write_document(maker.directory, mirror.rewritten(document, outcomes, base_url))
-    maker.reporter.advance(0)
-    _tell(outcomes, maker.directory / mirror.STREAM_JSON, code)
+        written = mirror.write_document(directory, mirror.rewritten(document, outcomes, base_url))
+    _tell(outcomes, directory / mirror.STREAM_JSON, code)
     if as_json:
         report = {
             "stream": document.stream,
@@ -169,7 +171,9 @@ def _tell(outcomes: list[Outcome], document: Path, code: int) -> None:
             parts.append(f"{len(found)} {state}{f' ({human(size)})' if size else ''}")
     good = sum(each.signature == mirror.GOOD for each in outcomes)
     signed = f"; {good} signatures good" if good else ""
-    click.echo(f"{len(outcomes)} files: {', '.join(parts)}{signed}", err=True)
+    click.echo(
+        f"{len(outcomes)} {'file' if len(outcomes) == 1 else 'files'}: {', '.join(parts)}{signed}", err=True
+    )
     if code:
         old = "the old one stays" if document.exists() else "nothing is complete"
         click.echo(f"{document} was not written: {old}; run it again to go on", err=True)
@@ -211,25 +215,27 @@ def _show_plan(files: list[Wanted], there: list[bool], as_json: bool) -> int:
 
 
 class _Reporter:
-    """What a mirror says on stderr, and its progress on a terminal: documents have no sizes, so
-    files are what is counted.
+    """What a mirror says on stderr, and its progress on a terminal: how far it is, where the
+    document has sizes (an extension of ours), else how many bytes came.
     """
 
     def __init__(self) -> None:
         self._progress = Progress("mirroring", 0)
-        self._bytes = 0
+        self._bytes, self._sized = 0, False
 
-    def expect(self, files: int) -> None:
-        self._progress = Progress(f"mirroring {files} files", 0)
+    def expect(self, files: int, sizes: Mapping[str, int | None]) -> None:
+        known = [size for size in sizes.values() if size is not None]
+        self._sized = len(known) == len(sizes)
+        self._progress = Progress(f"mirroring {files} files", sum(known) if self._sized else 0)
 
     def note(self, text: str) -> None:
         self._progress.clear()
         click.echo(printable(text), err=True)
-        sys.stderr.flush()
 
     def advance(self, steps: int, detail: str = "") -> None:
         self._bytes += steps
-        self._progress.advance(steps, f"{human(max(0, self._bytes))}  {detail}")
+        came = "" if self._sized else f"{human(max(0, self._bytes))}  "
+        self._progress.advance(steps, came + detail)
 
     def close(self) -> None:
         self._progress.clear()

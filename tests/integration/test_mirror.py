@@ -50,10 +50,17 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keys]:
     keys.stop()
 
 
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A server's key and its own certificate."""
+    return hostile.certificate(tmp_path_factory.mktemp("tls") / "server.pem")
+
+
 @pytest.fixture
 def user(user: User, monkeypatch: pytest.MonkeyPatch) -> User:
-    """A user without proxies and with retries that do not wait for long."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+    """A user without proxies and certificate authorities of this machine's own."""
+    own = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", *own):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     return user
@@ -346,6 +353,23 @@ def test_two_at_once(release: Release) -> None:
 
 
 # ---- the document
+
+
+def test_https(release: Release, tls: Path) -> None:
+    """Certificates are checked (12); SSL_CERT_FILE vouches; nothing goes on over http."""
+    with hostile.running(tls) as secure:
+        url = secure.serve("/" + FILE["aws"], DATA["aws"])
+        release.file("aws")["location"] = url
+        one = ("--platform", "aws")
+        assert "certificate is refused" in release.mirror(*one, code=12).err
+        trusted = {"SSL_CERT_FILE": str(tls)}
+        release.mirror(*one, env=trusted)
+        assert (release.place / FILE["aws"]).read_bytes() == DATA["aws"]
+        (release.place / FILE["aws"]).unlink()
+        plain = release.behave("aws", hostile.good)
+        secure.serve("/" + FILE["aws"], b"", hostile.redirecting(plain))
+        assert "from https to http" in release.mirror(*one, code=12, env=trusted).err
+        assert release.asked("aws") == []
 
 
 def test_document_that_is_not_there(release: Release) -> None:

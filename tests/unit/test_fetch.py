@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import random
-import subprocess
 import threading
 from typing import TYPE_CHECKING
 
@@ -57,19 +56,8 @@ def server() -> Iterator[hostile.Server]:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A key and its own certificate, for 127.0.0.1."""
-    pem = tmp_path_factory.mktemp("tls") / "server.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
-            *("-keyout", "-", "-out", "-", "-days", "2", "-subj", "/CN=test"),
-            *("-addext", "subjectAltName=IP:127.0.0.1"),
-        ],
-        check=True,
-        stdout=pem.open("wb"),
-        stderr=subprocess.DEVNULL,
-    )
-    return pem
+    """A server's key and its own certificate."""
+    return hostile.certificate(tmp_path_factory.mktemp("tls") / "server.pem")
 
 
 def got(url: str, target: Path, expected: str = SHA256, options: fetch.Options = QUICK) -> list[str]:
