@@ -234,9 +234,10 @@ def _stream(top: Node) -> str:
 
 
 def _files(top: Node) -> Iterator[File]:
-    if "architectures" not in _members(top, ""):
+    architectures = _members(top, "").get("architectures")
+    if architectures is None:
         raise _WrongError("architectures", "is missing")
-    for arch, arch_node in _children(top, "architectures", "architectures"):
+    for arch, arch_node in _members(architectures, "architectures").items():
         _check_key(arch, WORD, "architectures", "an architecture")
         for platform, platform_node in _children(arch_node, "artifacts", f"{arch}.artifacts"):
             _check_key(platform, NAME, f"{arch}.artifacts", "a platform")

@@ -98,7 +98,7 @@ def choose_image(
 def images(document: Document) -> dict[str, dict[str, dict[str, Any]]]:
     """The cloud images by architecture and cloud; what is no object is passed over."""
     found = {}
-    for arch, each in (document.value["architectures"] or {}).items():
+    for arch, each in document.value["architectures"].items():
         clouds = each.get("images")
         if isinstance(clouds, dict):
             found[arch] = {cloud: image for cloud, image in clouds.items() if isinstance(image, dict)}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rehydrator.core.errors import HostileInput
-from rehydrator.metadata import json_text
+from rehydrator.metadata import json_text, models
 from rehydrator.metadata.document import Document, FileKey, NewFile, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 QUICKLY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -211,3 +214,35 @@ def test_quoted(name: str) -> None:
         file = NewFile(FileKey("x86_64", "qemu", "raw"), "1", {"location": location})
         [found] = Document.new("s").updated([file]).files
         assert found.name == name
+
+
+@QUICKLY
+@given(st.data(), spelt(STREAMS))
+def test_models_and_parser_agree(data: st.DataObject, case: tuple[Any, str]) -> None:
+    """With any one value of a document exchanged, the models find nothing wrong with what they
+    are about exactly where the parser reads it."""
+    value = json.loads(case[1])
+    for arch in value["architectures"].values():
+        arch.pop("images", None)
+    places = list(_places(value))
+    holder, name = data.draw(st.sampled_from(places))
+    holder[name] = data.draw(VALUES | st.sampled_from(["", "a/b", "..", "https://[", "x" * 300, "a\n"]))
+    try:
+        Document.parse(json.dumps(value).encode(), "x")
+    except HostileInput:
+        assert models.problems(value) != []
+    else:
+        cloudy = ("images", "rhel-coreos-extensions", "metadata")
+        assert [each for each in models.problems(value) if not _is_about(each, cloudy)] == []
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every member and item of a document, by what holds it."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, each in items:
+        yield value, name
+        yield from _places(each)
+
+
+def _is_about(finding: models.Finding, names: tuple[str, ...]) -> bool:
+    return any(name in finding.place.split(".")[:2] for name in names)

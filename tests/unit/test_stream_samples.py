@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,15 @@ def test_schema_is_one() -> None:
         if "description" not in what and name not in plain
     ]
     assert undescribed == []
+
+
+def test_schema_in_words() -> None:
+    """SCHEMA.md speaks of every member that the schema has."""
+    schema = json.loads(SCHEMA.read_text())
+    words = (HOME / "SCHEMA.md").read_text()
+    members = {member for each in [*schema["$defs"].values(), schema] for member in each["properties"]}
+    spoken = set(re.findall(r"[A-Za-z0-9_-]+", " ".join(re.findall(r"`([^`]+)`", words))))
+    assert members - spoken == set()
 
 
 def test_samples_are_up_to_date() -> None:
