@@ -228,6 +228,29 @@ def test_full_disk_at_compression(dense: Path, small_disk: Path, method: str) ->
     assert names_in(small_disk) == []
 
 
+@pytest.mark.parametrize(("format_name", "arguments"), DERIVED[1:])
+def test_damaged_images(raw: Path, tmp_path: Path, format_name: str, arguments: str) -> None:
+    """Cut or with flipped bytes in what describes the disk, an image is read or refused in words of ours;
+    never longer than a few seconds."""
+    whole = tmp_path / "whole"
+    tool("qemu-img", "convert", "-f", "raw", "-O", format_name, *arguments.split(), raw, whole)
+    data, dice = whole.read_bytes(), random.Random(format_name + arguments)
+    damaged = tmp_path / "damaged"
+    outcomes: set[type] = set()
+    for number in range(25):
+        mutable = bytearray(data[: dice.randrange(len(data))] if number % 5 == 0 else data)
+        for _ in range(0 if number % 5 == 0 else 3):
+            place = dice.choice((dice.randrange(128), -dice.randrange(1, 512), 65536 + dice.randrange(80)))
+            mutable[place] ^= 1 << dice.randrange(8)
+        damaged.write_bytes(mutable)
+        try:
+            outcomes.add(type(inspect(damaged, format_name)))
+        except RehydratorError as error:
+            assert str(damaged) in str(error)  # noqa: PT017 - which of the two it is depends on the damage
+            outcomes.add(type(error))
+    assert HostileInput in outcomes
+
+
 # ---- wrapped
 
 
