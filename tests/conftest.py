@@ -126,7 +126,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     base = tmp_path_factory.mktemp("made")
     release, images = base / "release", base / "images"
     make_small(
-        release, ("metal", "qemu", "openstack", "aws", "azure", "gcp", "vmware"), megabytes=3, cloud_mib=48
+        release, ("metal", "qemu", "openstack", "aws", "azure", "gcp", "vmware"), megabytes=3, cloud_mib=52
     )
     metal4k = release / NAME.format("metal4k", "raw")
     metal4k.write_bytes(bytes(4096) + b"EFI PART".ljust(4096, b"\0") + random.Random(4).randbytes(1 << 18))
