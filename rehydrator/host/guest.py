@@ -54,24 +54,21 @@ class Guests:
     write() may be called from several threads, for different disks.
     """
 
-    def __init__(self, base: Path, editor: str, backend: Backend, volumes: Sequence[Volume]) -> None:
-        """Find the filesystems; use open_guests()."""
+    def __init__(
+        self, base: Path, editor: str, backend: Backend, volumes: Sequence[Volume], root_too: bool
+    ) -> None:
+        """Find the filesystems, and refuse those that cannot be edited; use open_guests()."""
         self.editor = editor
         self._base, self._backend = base, backend
         self._written: set[Path] = set()
         self._lock = threading.Lock()
         self._listed: dict[tuple[Volume, str], dict[str, Entry]] = {}
-        self._boot, self._root, self._separate = self._locate(volumes)
-
-    def volumes(self, root_too: bool) -> list[Volume]:
-        """The filesystems that will be edited.
-
-        Raises:
-            HostileInput: the root filesystem is needed and there is none, or more than one.
-        """
-        if not root_too or not self._separate:
-            return [self._boot]
-        return [self._boot, self._root_volume()]
+        self._targets: dict[tuple[Volume, str], str] = {}
+        self._boot, self._roots, self._separate = self._locate(volumes)
+        self._editable = [self._boot]
+        if root_too and self._separate:
+            self._editable.append(self._root_volume())
+        backend.prepare(self._editable)
 
     def find(self, pattern: str) -> list[str]:
         """Regular files of the base that match a shell pattern, such as
@@ -128,6 +125,8 @@ class Guests:
             entry = self._entry(volume, inside)
             if entry is not None and entry.kind != "file":
                 raise HostileInput(f"{self._base}: {path} is a {entry.kind}; only files can be replaced")
+            if volume not in self._editable:
+                raise UsageError(f"{path} lies on {volume}, which was not opened for editing (root_too)")
             sorted_out.setdefault(volume, {})[inside] = files[path]
         if sorted_out:
             self._backend.write(disk, sorted_out)
@@ -170,9 +169,9 @@ class Guests:
         return any(entries[name].kind in _FOLDERS for name in _BOOT_FOLDERS & set(entries))
 
     def _root_volume(self) -> Volume:
-        if len(self._root) == 1:
-            return self._root[0]
-        names = " and ".join(map(str, self._root)) or "none"
+        if len(self._roots) == 1:
+            return self._roots[0]
+        names = " and ".join(map(str, self._roots)) or "none"
         raise HostileInput(
             f"{self._base}: files outside of /boot need one root filesystem (with /ostree, or /etc and "
             f"/usr) that the editor {self.editor} can open; there is {names}"
@@ -205,7 +204,7 @@ class Guests:
                 done.append(part)
                 continue
             links += 1
-            target = self._backend.target(volume, here)
+            target = self._target(volume, here)
             if target.startswith("/") or links > _MAX_LINKS or len(target) > 4096:
                 raise HostileInput(
                     f"{self._base}: {path} leads through the symlink {here} -> {target!r:.80}, "
@@ -231,6 +230,11 @@ class Guests:
         if (volume, folder) not in self._listed:
             self._listed[volume, folder] = self._backend.entries(volume, folder)
         return self._listed[volume, folder]
+
+    def _target(self, volume: Volume, path: str) -> str:
+        if (volume, path) not in self._targets:
+            self._targets[volume, path] = self._backend.target(volume, path)
+        return self._targets[volume, path]
 
     def _matching(self, folder: str, pattern: str, kinds: frozenset[str] | set[str]) -> list[str]:
         if not folder:
@@ -281,8 +285,7 @@ def open_guests(
             yield guests
             return
         with _process(base, disks, editor, epoch, place, note) as (name, backend):
-            guests = Guests(base, name, backend, volumes)
-            backend.prepare(guests.volumes(root_too))
+            guests = Guests(base, name, backend, volumes, root_too)
             if editor == "auto":
                 note(f"guests are edited with the editor {name}")
             yield guests
@@ -323,9 +326,7 @@ def _offline(
 ) -> Guests | None:
     """The offline editor; None where another must be tried, and why is noted."""
     try:
-        backend = Offline(base, epoch, work)
-        guests = Guests(base, "offline", backend, volumes)
-        backend.prepare(guests.volumes(root_too))
+        guests = Guests(base, "offline", Offline(base, epoch, work), volumes, root_too)
     except (NoBootFiles, NotOffline, ToolMissing) as error:
         final = isinstance(error, NoBootFiles) and all(volume.kind == "ext" for volume in volumes)
         if editor == "offline" or final:

@@ -121,7 +121,7 @@ class Offline:
         needed = sum(-(-len(data) // found.block) + 1 for data in contents.values()) * found.block
         if needed > found.free:
             raise LimitExceeded(
-                f"is full: the new files need {needed} bytes, {found.free} are free; "
+                f"full: the new files need {needed} bytes, {found.free} are free; "
                 "make this filesystem larger, or the files smaller"
             )
 

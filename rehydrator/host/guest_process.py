@@ -32,6 +32,7 @@ _MAX_REPLY: Final = 16 << 20
 _MAX_DRIVES: Final = 255
 _APPLIANCE_PACKAGES: Final = "python3-guestfs libguestfs0 supermin linux-image-amd64 (or your kernel's)"
 _SAID_LINES: Final = 12
+_PYTHONS: Final = (sys.executable, "/usr/bin/python3")
 
 
 class Worker:
@@ -53,10 +54,11 @@ class Worker:
             reply = self._exchange(request, timeout)
         if "error" not in reply:
             return reply.get("value")
-        words = str(reply["error"])
+        # libguestfs goes on with six lines of advice.
+        words = str(reply["error"]).partition("\nTo see full")[0].strip().rstrip(".")
         if reply.get("why") == "full":
-            raise LimitExceeded(f"is full: {words}; make this filesystem larger, or the files smaller")
-        raise RehydratorError(words)
+            raise LimitExceeded(f"full: {words}; make this filesystem larger, or the files smaller")
+        raise RehydratorError(f"{words}; {self._remedy}")
 
     def _exchange(self, request: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         stdin = self._program.stdin
@@ -114,7 +116,8 @@ def worker(argv: Sequence[str], work: Path, env: Mapping[str, str], remedy: str)
         asked = Worker(program, said, remedy)
         try:
             yield asked
-            if program.poll() is None:
+            # Each write was flushed, so that no disk depends on how an appliance ends.
+            with suppress(RehydratorError):
                 asked.ask(_CLOSE_TIMEOUT, op="close")
         finally:
             # It ends the appliance when its stdin ends, which is quicker than what kills the
@@ -152,7 +155,12 @@ class _Asking:
         """Nothing: the kernel decides."""
 
     def _ask(self, op: str, volume: Volume, path: str) -> Any:
-        return self._asked.ask(op=op, source=self.source(volume), kind=volume.kind, path=path)
+        try:
+            return self._asked.ask(op=op, source=self.source(volume), kind=volume.kind, path=path)
+        except Interrupted:
+            raise
+        except RehydratorError as error:
+            raise type(error)(f"{self._base}: {volume}: reading {path}: {error}") from None
 
     def _write(self, source: str, volume: Volume, files: Mapping[str, bytes], epoch: int) -> None:
         contents = {path: base64.b64encode(data).decode() for path, data in files.items()}
@@ -224,7 +232,7 @@ def guestfs_python() -> str:
     Raises:
         ToolMissing: there is none.
     """
-    for python in dict.fromkeys((sys.executable, "/usr/bin/python3")):
+    for python in dict.fromkeys(_PYTHONS):
         with suppress(ToolMissing):
             if not host.run([python, "-I", "-c", "import guestfs"], TIMEOUT).status:
                 return python
@@ -253,12 +261,11 @@ def guestfs_backend(
     with worker([python, "-I", str(_WORKER), "guestfs"], work, env, remedy) as asked:
         try:
             backend = Guestfs(asked, base, disks, epoch)
+        except (Interrupted, LimitExceeded):
+            raise
         except RehydratorError as error:
-            if isinstance(error, (Interrupted, LimitExceeded)) or remedy in str(error):
-                raise
             raise RehydratorError(
-                f"libguestfs's appliance does not start: {error} (on Debian it needs {_APPLIANCE_PACKAGES}); "
-                f"{remedy}"
+                f"libguestfs's appliance does not start (on Debian it needs {_APPLIANCE_PACKAGES}): {error}"
             ) from None
         yield backend
 

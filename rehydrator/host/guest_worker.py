@@ -37,8 +37,8 @@ LABEL = "security.selinux"
 KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
 # A filesystem that looks damaged must not stop the machine; inode tables are left as they are.
 OPTIONS = {
-    "ext": "errors=remount-ro,noinit_itable",
-    "xfs": "nouuid",
+    "ext": "noatime,errors=remount-ro,noinit_itable",
+    "xfs": "noatime,nouuid",
     "btrfs": "noatime",
 }
 QUIET = {"ext": ",noload", "xfs": ",norecovery", "btrfs": ""}
@@ -74,6 +74,7 @@ class Appliance:
     def check(self, source: str, kind: str) -> None:
         if kind == "ext":
             self.guest.e2fsck(source, correct=True)
+        self.guest.sync()
 
     def names(self, path: str) -> list[str]:
         return [name for name in self.guest.ls(path) if name not in {".", ".."}]

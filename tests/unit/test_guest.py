@@ -170,6 +170,14 @@ class TestOffline:
         disk.check(raw, disk.root)
         disk.check(raw, disk.boot)
 
+    def test_root_was_not_asked_for(self, disk: GuestDisk, offline: Offline, tmp_path: Path) -> None:
+        """Without root_too the root filesystem is read, and not written."""
+        overlay = disk.overlay(tmp_path / "one.qcow2")
+        with offline(disk.base) as guests:
+            assert guests.read("/etc/hostname") == b"demo\n"
+            with pytest.raises(UsageError, match=r"partition 3 \(ext\), which was not opened for editing"):
+                guests.write(overlay, {"/etc/hostname": b""})
+
     def test_attribute_block(self, tmp_path: Path, offline: Offline) -> None:
         """Attributes too large for the inode are kept, and their old block is freed."""
         disk = make_disk(tmp_path)
@@ -217,9 +225,7 @@ class TestRefusals:
         overlay = disk.overlay(tmp_path / "one.qcow2")
         with (
             offline(disk.base) as guests,
-            pytest.raises(
-                LimitExceeded, match=r"partition 2 \(ext\) is full: .* need \d+ bytes, \d+ are free"
-            ),
+            pytest.raises(LimitExceeded, match=r"partition 2 \(ext\): full: .* need \d+ bytes, \d+ are free"),
         ):
             guests.write(overlay, {TABLE: bytes(range(256)) * 50000})
 
