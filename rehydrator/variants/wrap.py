@@ -76,6 +76,11 @@ def load_template(name: str, beside: Path | None = None) -> Template:
     raise UsageError(f"template {name}: no such file{where}; those that come with rehydrator: {known}")
 
 
+def check_template(template: Template, values: Mapping[str, str]) -> None:
+    """Raise UsageError now where ova() would with these values, before hours of work."""
+    _descriptor(template, values, 0, 0, "disk")
+
+
 def ova(
     disk: Path,
     capacity: int,

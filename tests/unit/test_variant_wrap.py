@@ -162,7 +162,15 @@ def test_bad_template(text: str, why: str, tmp_path: Path) -> None:
     values = {**VALUES, "image": "\x01"}
     with pytest.raises(UsageError, match=f"^template mine.ovf: {why}"):
         wrap.ova(tmp_path / "disk.vmdk", GIB, tmp_path / "x.ova", template, values, IDENTITY)
+    with pytest.raises(UsageError, match=f"^template mine.ovf: {why}"):
+        wrap.check_template(template, values)
     assert names_in(tmp_path) == ["disk.vmdk"]
+
+
+@pytest.mark.parametrize("name", ["vmware.ovf", "virtualbox.ovf", "powervs.ovf"])
+def test_shipped_templates_pass(name: str) -> None:
+    """With the values of the table of derivations they can be filled."""
+    wrap.check_template(wrap.load_template(name), VALUES if name == "vmware.ovf" else NAMES)
 
 
 def test_find_template(tmp_path: Path) -> None:
