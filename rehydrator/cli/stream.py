@@ -131,6 +131,8 @@ def read_document(source: str) -> bytes:
         if fetch.is_remote(source):
             return fetch.read(source, LIMIT)
         if source == "-":
+            if sys.stdin is None:
+                raise RehydratorError("standard input is closed")
             return _limited(sys.stdin.buffer, "standard input", LIMIT)
         with Path(source).open("rb") as file:
             return _limited(file, source, LIMIT)

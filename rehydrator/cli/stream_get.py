@@ -62,7 +62,7 @@ def command(
         if format_key or role:
             raise UsageError("--format and --role go with --platform")
         arch, members = query.choose_image(document, arch, image, region, host_arch)
-        name = name or next((each for each in query.IMAGE_FIELDS if members.get(each)), "image")
+        usual = next((each for each in query.IMAGE_FIELDS if members.get(each)), "image")
         what = f"the {image} image for {arch}"
     else:
         assert platform is not None
@@ -71,8 +71,12 @@ def command(
         file = query.choose_file(document, arch, platform, format_key, role, host_arch)
         members = document.members(file.key)
         named = {"name": file.name, "release": file.release, **members}
-        members, name, what = (members if as_json else named), name or "location", str(file.key)
-    click.echo(json.dumps(members, indent=2) if as_json else query.field(members, name, what))
+        members, usual, what = (members if as_json else named), "location", str(file.key)
+    if as_json:
+        click.echo(json.dumps(members, indent=2))
+    else:
+        # UTF-8 whatever the locale: it is the document's value.
+        click.echo(query.field(members, usual if name is None else name, what).encode())
 
 
 def _sorted_out(arguments: tuple[str, ...], bundle: str | None) -> tuple[str | None, str | None]:

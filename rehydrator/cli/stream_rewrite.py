@@ -48,30 +48,41 @@ def command(base_url: str, output: Path, **where: Any) -> None:
 
 
 def write_whole(target: Path, data: bytes) -> None:
-    """Write a file at once or not at all; its mode is the old file's, or what the umask gives.
+    """Write a file at once or not at all; its mode is the old file's, or what the umask gives. A
+    symbolic link stays one; a device or a pipe is written to, not replaced.
 
     Raises:
         LimitExceeded: the disk is full.
         RehydratorError: it cannot be written.
     """
-    temporary = None
     try:
-        descriptor, name = tempfile.mkstemp(prefix=".rehydrator-", dir=target.parent)
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            os.fchmod(descriptor, _mode(target))
-            os.fsync(descriptor)
-        temporary.replace(target)
+        place = target.resolve()
+        if place.exists() and not place.is_file():
+            place.write_bytes(data)
+        else:
+            _replace(place, data)
+    except RuntimeError as error:
+        # What Path.resolve raises for links that go round in a circle.
+        raise RehydratorError(f"{target}: cannot be written: {error}") from None
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
         kind = LimitExceeded if full else RehydratorError
         said = describe(OSError(error.errno, error.strerror))
         raise kind(f"{target}: cannot be written: {said}") from None
+
+
+def _replace(target: Path, data: bytes) -> None:
+    descriptor, name = tempfile.mkstemp(prefix=".rehydrator-", dir=target.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            os.fchmod(descriptor, _mode(target))
+            os.fsync(descriptor)
+        temporary.replace(target)
     finally:
-        if temporary:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
+        with suppress(FileNotFoundError):
+            temporary.unlink()
 
 
 def _mode(target: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import signal
 import subprocess
@@ -127,6 +128,7 @@ def test_get(stream: Program, arguments: list[str], expected: str) -> None:
         (NULLS, ["--platform", "qemu", "sha256"], 4, "there is location, name"),
         (NULLS, ["--platform", "qemu", "release"], 4, "there is location, name"),
         (NULLS, ["--platform", "qemu", "x-more"], 4, "there is location, name"),
+        (FCOS, ["--platform", "qemu", ""], 4, "there is location, name"),
         (FCOS, ["--image", "azure"], 4, "it has aws, gcp, kubevirt"),
         (FCOS, ["--image", "aws", "--region", "moon"], 4, "af-south-1, eu-north-1, us-east-1"),
         (FCOS, ["--image", "gcp", "--region", "moon"], 4, "leave --region out"),
@@ -254,6 +256,13 @@ def test_unreadable(stream: Program, verb: list[str], source: str, code: int, sa
     assert said in stream.said
 
 
+def test_closed_standard_input(stream: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard input may be closed."""
+    monkeypatch.setattr("sys.stdin", None)
+    assert stream("show", "-", code=1) == ""
+    assert "standard input is closed" in stream.said
+
+
 def test_no_source(stream: Program) -> None:
     """Without SRC, bundle and container the question is what to read."""
     assert stream("show", code=2) == ""
@@ -364,6 +373,25 @@ def test_rewrite_into_nowhere(stream: Program, tmp_path: Path) -> None:
     for target in (tmp_path / "no" / "out", Path("/dev/full/out")):
         assert stream("rewrite", FCOS, "--base-url", "x", "-o", str(target), code=1) == ""
         assert f"{target}: cannot be written" in stream.said
+
+
+def test_rewrite_into_what_is_no_file(stream: Program, tmp_path: Path) -> None:
+    """A link stays a link, a pipe (and so a device) is written to; a circle of links is an error."""
+    real, link, circle = tmp_path / "real", tmp_path / "link", tmp_path / "circle"
+    link.symlink_to(real)
+    circle.symlink_to(circle)
+    stream("rewrite", NULLS, "--base-url", "x", "-o", str(link))
+    assert link.is_symlink()
+    assert real.read_text().count('"x/') == 2
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    stream("rewrite", NULLS, "--base-url", "x", "-o", str(pipe))
+    assert os.read(reader, 1 << 16) == real.read_bytes()
+    os.close(reader)
+    assert pipe.is_fifo()
+    stream("rewrite", NULLS, "--base-url", "x", "-o", str(circle), code=1)
+    assert "circle: cannot be written" in stream.said
 
 
 def test_mutations(stream: Program, tmp_path: Path) -> None:
