@@ -158,7 +158,7 @@ def joined(document: str, location: str) -> str:
 
 
 def read(source: str, limit: int) -> bytes:
-    """What a URL (http, https, file) or a path holds, at most `limit` bytes.
+    """What a URL (http, https, file) or a path holds, at most `limit` bytes; tried three times.
 
     Raises:
         NotFound: there is no such thing.
@@ -166,7 +166,7 @@ def read(source: str, limit: int) -> bytes:
         LimitExceeded: it is larger.
         HostileInput: this is no URL.
     """
-    with opened() as client:
+    with opened(Options(retries=2)) as client:
         return client.read(source, limit)
 
 

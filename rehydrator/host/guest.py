@@ -127,7 +127,9 @@ class Guests:
                 raise HostileInput(f"{self._base}: {path} is a {entry.kind}; only files can be replaced")
             if volume not in self._editable:
                 raise UsageError(f"{path} lies on {volume}, which was not opened for editing (root_too)")
-            sorted_out.setdefault(volume, {})[inside] = files[path]
+            if inside in sorted_out.setdefault(volume, {}):
+                raise UsageError(f"{path} and another path given are the same file, by a symlink")
+            sorted_out[volume][inside] = files[path]
         if sorted_out:
             self._backend.write(disk, sorted_out)
 

@@ -230,5 +230,7 @@ def _mode(name: str, mode: int, owner: int, group: int) -> list[str]:
 
 def _safe(path: str) -> str:
     if path != "/" and not SAFE.match(path):
-        raise NotOffline(f"{path!r:.120}: debugfs cannot be given a name with such characters")
+        raise NotOffline(
+            f"{path!r:.120}: debugfs cannot be given a name with such characters; try --editor guestfs"
+        )
     return path

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -107,12 +107,11 @@ class Worker:
 def worker(argv: Sequence[str], work: Path, env: Mapping[str, str], remedy: str) -> Iterator[Worker]:
     """Start the worker, and see it end: it closes what it has open, or is killed."""
     said = work / "said"
-    with (
-        said.open("wb") as stderr,
-        host.started(
-            argv, env=env, cwd=work, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
-        ) as program,
-    ):
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with said.open("wb") as kept, ExitStack() as stack:
+        # Who debugs libguestfs wants to see all that it says.
+        stderr = None if os.environ.get("LIBGUESTFS_DEBUG") == "1" else kept
+        program = stack.enter_context(host.started(argv, env=env, cwd=work, stderr=stderr, **pipes))
         asked = Worker(program, said, remedy)
         try:
             yield asked
@@ -255,7 +254,6 @@ def guestfs_backend(
         "LIBGUESTFS_BACKEND": "direct",
         "LIBGUESTFS_BACKEND_SETTINGS": "" if kvm else "force_tcg",
         "LIBGUESTFS_TMPDIR": str(work.absolute()),
-        "TMPDIR": str(work.absolute()),
     }
     remedy = "try --editor offline or mount, or look closer with LIBGUESTFS_DEBUG=1"
     with worker([python, "-I", str(_WORKER), "guestfs"], work, env, remedy) as asked:

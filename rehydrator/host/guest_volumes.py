@@ -88,10 +88,9 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Superblock:
-    """What an ext filesystem says of itself; sizes in bytes."""
+    """What an ext filesystem says of itself; block size and free bytes."""
 
     block: int
-    size: int
     free: int
     obstacle: str
 
@@ -195,7 +194,7 @@ def superblock(base: Path, volume: Volume) -> Superblock:
             f"{base}: {volume}: its superblock says {low} blocks of {block} bytes, {free} of them free, "
             f"in a partition of {volume.size} bytes; the disk was cut short or is damaged"
         )
-    return Superblock(block, low * block, free * block, _obstacle(incompat, state))
+    return Superblock(block, free * block, _obstacle(incompat, state))
 
 
 def _obstacle(incompat: int, state: int) -> str:

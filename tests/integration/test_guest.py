@@ -45,6 +45,7 @@ NEW = {
     "/etc/hostname": b"other\n",
     "/usr/lib/new": b"\0\xff\n",
 }
+LARGE = 256 << 20
 TOO_LARGE = {TABLE: bytes(range(256)) * 50000}
 HOLD = """
 import sys, time
@@ -128,7 +129,9 @@ def appliance(disk: GuestDisk, tmp_path_factory: pytest.TempPathFactory) -> Edit
     folder = tmp_path_factory.mktemp("appliance")
     work = folder / "work"
     work.mkdir()
-    overlays = [disk.overlay(folder / f"{number}.qcow2") for number in range(3)]
+    overlays = [
+        disk.overlay(folder / f"{number}.qcow2", size) for number, size in enumerate((LARGE, None, None))
+    ]
     notes: list[str] = []
     errors: dict[str, RehydratorError] = {}
     with open_guests(disk.base, overlays, "guestfs", EPOCH, work, notes.append, root_too=True) as guests:
@@ -197,6 +200,10 @@ class TestGuestfs:
         assert "2.qcow2: partition 2 (ext): " in str(appliance.errors["crash"])
         assert "--editor offline or mount" in str(appliance.errors["crash"])
 
+    def test_larger_overlay(self, appliance: Edited) -> None:
+        """The overlay that was edited was larger than the base, and stays so."""
+        assert appliance.raw.stat().st_size == LARGE
+
     def test_note(self, appliance: Edited) -> None:
         """The launch, which takes a while, is said once."""
         assert ["launching libguestfs's appliance" in note for note in appliance.notes] == [True]
@@ -252,6 +259,18 @@ class TestMount:
         holder.wait()
         assert until(lambda: not loops(tmp_path), 10)
         assert until(lambda: not _mounts_of("guest_worker.py mount"), 1)
+
+    def test_signal(self, disk: GuestDisk, tmp_path: Path, work: Path) -> None:
+        """Ctrl-C leaves nothing: no loop device, no process, no temporary file."""
+        holder = _hold("mount", disk, disk.overlay(tmp_path / "one.qcow2"), work)
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"ready\n"
+        assert len(loops(tmp_path)) == 1
+        holder.send_signal(signal.SIGINT)
+        assert holder.wait(20) != 0
+        assert until(lambda: not loops(tmp_path), 1)
+        assert processes(str(work)) == {}
+        assert list(work.iterdir()) == []
 
     def test_worker_killed(self, disk: GuestDisk, tmp_path: Path, work: Path) -> None:
         """A worker that dies is said with what to try, and nothing stays mounted."""
@@ -366,7 +385,7 @@ def _hold(editor: str, disk: GuestDisk, overlay: Path, work: Path) -> subprocess
     """A process of ours that has guests open, until it is killed."""
     command = [sys.executable, "-c", HOLD, editor, *map(str, (disk.base, overlay, work))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
 
 
 def _parent(pid: int) -> int:
