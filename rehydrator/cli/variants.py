@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from rehydrator.cli.common import (
 from rehydrator.core.errors import ToolMissing, UsageError, worst_exit_code
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from rehydrator.variants.maker import Outcome, Variant
 
@@ -125,45 +125,56 @@ def command(
             "only read; use a full installation (`make install`)"
         ) from None
     started = time.monotonic()
+    options = Options(
+        base=base,
+        directory=directory,
+        arch=arch or _arch_of(base),
+        compress=compress == "published",
+        epoch=_epoch(base),
+        **rest,
+    )
+    document = open_document(directory, options.stream)
     with ExitStack() as stack:
-        staging = scratch = Path(os.devnull)
-        if not dry_run:
-            directory.mkdir(parents=True, exist_ok=True)
-            staging = stack.enter_context(work_directory(directory, "variants"))
-            scratch = stack.enter_context(work_directory(tmpdir, "variants")) if tmpdir else staging / "work"
-            scratch.mkdir(exist_ok=True)
-        options = Options(
-            base=base,
-            directory=directory,
-            scratch=scratch.absolute(),
-            staging=staging.absolute(),
-            arch=arch or _arch_of(base),
-            compress=compress == "published",
-            epoch=_epoch(base),
-            **rest,
-        )
         reporter = _Reporter()
         stack.callback(reporter.close)
-        document = open_document(directory, options.stream)
         maker = Maker(options, reporter)
         variants = maker.plan()
-        for path in added:
-            maker.check_added(path)
+        maker.check_added(added, variants)
         if dry_run:
             _show_plan(variants, as_json)
             return 0
-        outcomes = maker.make(variants)
-        files = [outcome.written for outcome in outcomes if outcome.written]
-        files += [maker.add(path) for path in added]
-        written = write_document(add_files(document, options, files), directory) if files else None
+        stack.enter_context(_directory(directory))
+        staging = stack.enter_context(work_directory(directory, "variants"))
+        scratch = stack.enter_context(work_directory(tmpdir or directory, "variants"))
+        outcomes = maker.make(variants, scratch.absolute(), staging.absolute())
+        files, written = [outcome.written for outcome in outcomes if outcome.written], None
+        try:
+            files.extend(map(maker.add, added))
+        finally:
+            if files:
+                written = write_document(add_files(document, options, files), directory)
     _show(outcomes, written, time.monotonic() - started, as_json)
     return worst_exit_code([outcome.error.exit_code if outcome.error else 0 for outcome in outcomes])
 
 
-def _arch_of(base: Path) -> str:
-    from rehydrator.metadata.names import parse_name
+@contextmanager
+def _directory(path: Path) -> Iterator[None]:
+    """Make the release directory; it goes again when nothing came into it."""
+    new = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if new:
+            with suppress(OSError):
+                path.rmdir()
 
-    return parse_name(base.name).arch or host_arch()
+
+def _arch_of(base: Path) -> str:
+    """A base is often not named by the convention, but its architecture stands between dots."""
+    from rehydrator.metadata.names import ARCHES
+
+    return next((part for part in base.name.split(".") if part in ARCHES), host_arch())
 
 
 def _epoch(base: Path) -> int:

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -15,7 +15,7 @@ from rehydrator import host
 from rehydrator.core.errors import LimitExceeded, RehydratorError, UsageError
 from rehydrator.host import gpg
 from rehydrator.host.guest import open_guests
-from rehydrator.metadata.names import image_name, parse_name
+from rehydrator.metadata.names import SIGNATURE_SUFFIX, image_name, parse_name
 from rehydrator.variants import stamp as stamps
 from rehydrator.variants import wrap
 from rehydrator.variants.compress import COMPRESSORS, compress
@@ -34,8 +34,9 @@ _T = TypeVar("_T")
 
 # What one conversion, compression or signature may take: a disk of 100 GiB through xz -9 on one core.
 _LONGEST = 24 * 3600
-# xz -9 with two threads (xz -vv says 1,250 MiB).
+# xz -9 with two threads (xz -vv says 1,250 MiB), and with each one more.
 _XZ_MEMORY = 1_300 << 20
+_XZ_THREAD = _XZ_MEMORY // 2
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -57,13 +58,10 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to make. `platforms` empty: all of the architecture; `epoch` in seconds since 1970;
-    `scratch` is a private directory, `staging` another on the file system of `directory`."""
+    """What to make. `platforms` empty: all of the architecture; `epoch` in seconds since 1970."""
 
     base: Path
     directory: Path
-    scratch: Path
-    staging: Path
     platforms_file: Path
     name: str
     stream: str
@@ -123,6 +121,7 @@ class Maker:
         self._options, self._reporter = options, reporter
         self._consoles: Consoles = load_platforms(options.platforms_file, options.arch)
         self._base_size = 0
+        self._scratch = self._staging = options.directory
 
     def plan(self) -> list[Variant]:
         """The variants to make, by platform.
@@ -141,17 +140,18 @@ class Maker:
                 raise UsageError(f"{options.base}: is itself the file of {each.platform}; write elsewhere")
         return found
 
-    def make(self, variants: Sequence[Variant]) -> list[Outcome]:
-        """Make them; each that fails is reported in its outcome, and the others go on.
+    def make(self, variants: Sequence[Variant], scratch: Path, staging: Path) -> list[Outcome]:
+        """Make them; each that fails is reported in its outcome, and the others go on. `scratch`
+        is a private directory, `staging` another, on the file system of the release.
 
         Raises:
             RehydratorError: what concerns them all: the base, the appliance, no space at all.
         """
+        self._scratch, self._staging = scratch, staging
         outcomes, ready = self._stamped(variants)
         for outcome in outcomes:
             self._reporter.done(outcome)
-        at_once = self._at_once(len(ready))
-        threads = max(2, self._options.jobs // at_once)
+        at_once, threads = self._at_once(len(ready))
         pool = ThreadPoolExecutor(at_once)
         try:
             waiting = {pool.submit(self._make, each, disk, threads) for each, disk in ready}
@@ -200,18 +200,19 @@ class Maker:
         template = wrap.load_template(derivation.template, beside) if derivation.template else None
         return Variant(derivation, file, image, derivation.size or self._base_size, method, template)
 
-    def _at_once(self, count: int) -> int:
-        """How many platforms at a time: a core and the memory of an xz for each."""
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        by_memory = max(1, free // _XZ_MEMORY) if self._options.compress else count
-        return max(1, min(self._options.jobs, count, by_memory))
+    def _at_once(self, count: int) -> tuple[int, int]:
+        """How many platforms at a time, and threads of xz for each: a core, and memory, for each."""
+        jobs = self._options.jobs
+        room = _free_memory() if self._options.compress else count * _XZ_MEMORY
+        at_once = max(1, min(jobs, count, room // _XZ_MEMORY))
+        return at_once, max(2, min(jobs // at_once, room // at_once // _XZ_THREAD))
 
     def _stamped(self, variants: Sequence[Variant]) -> tuple[list[Outcome], list[tuple[Variant, Path]]]:
         """Each platform's disk as an overlay over the base, edited."""
         options = self._options
         failed: list[Outcome] = []
         disks: list[tuple[Variant, Path]] = []
-        base = options.scratch / "base.raw"
+        base = self._scratch / "base.raw"
         self._check_space()
         self._reporter.step("", "unpacking the base")
         identity = Identity("", options.epoch)
@@ -230,7 +231,7 @@ class Maker:
                 f"{self._options.base}: its disk of {self._base_size} bytes is too large for "
                 f"{variant.platform}, whose size is {variant.size}; give a larger `size` with --derivations"
             )
-        overlay = self._options.scratch / f"{variant.platform}.overlay"
+        overlay = self._scratch / f"{variant.platform}.overlay"
         argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "raw"]
         done = host.run([*argv, str(overlay), str(variant.size)], 60)
         if done.status:
@@ -247,7 +248,7 @@ class Maker:
             [disk for _, disk in disks],
             options.editor,
             options.epoch,
-            options.scratch,
+            self._scratch,
             self._reporter.note,
             root_too=root_too,
         ) as guests:
@@ -279,7 +280,8 @@ class Maker:
 
     def _make(self, variant: Variant, disk: Path, threads: int) -> Outcome:
         """The file of one platform, under its final name."""
-        work = self._options.scratch / variant.platform
+        # What is not compressed is renamed into place, and never copied with its holes filled.
+        work = (self._staging if variant.method == "none" else self._scratch) / f"{variant.platform}.d"
         seconds: dict[str, float] = {}
 
         def step(what: str, action: Callable[[], _T]) -> _T:
@@ -293,7 +295,7 @@ class Maker:
         try:
             work.mkdir()
             image = step("convert", lambda: self._image(variant, disk, work))
-            target = self._options.staging / variant.file
+            target = self._staging / variant.file
             what = "hash" if variant.method == "none" else "compress"
             packed, plain = step(what, lambda: self._packed(variant, image, target, threads))
             written = self._publish(target, packed, plain)
@@ -312,7 +314,7 @@ class Maker:
         """
         options = self._options
         self._reporter.step("", f"adding {path.name}")
-        target = options.staging / path.name
+        target = self._staging / path.name
         try:
             shutil.copyfile(path, target)
             os.utime(target, (options.epoch, options.epoch))
@@ -320,9 +322,20 @@ class Maker:
         except OSError as error:
             raise _as_ours(error, path.name) from None
 
-    def check_added(self, path: Path) -> None:
-        """Raise UsageError unless a file's name is one of this release, uncompressed."""
+    def check_added(self, paths: Sequence[Path], variants: Sequence[Variant]) -> None:
+        """Raise UsageError unless the files' names are of this release, uncompressed, and no two,
+        nor one that is made, are the same."""
+        taken = {each.file: f"the file of {each.platform}" for each in variants}
+        for path in paths:
+            self._check_name(path)
+            if path.name in taken:
+                raise UsageError(f"{path}: {path.name} is {taken[path.name]} already; leave one of them out")
+            taken[path.name] = str(path)
+
+    def _check_name(self, path: Path) -> None:
         options = self._options
+        if path.name.endswith(SIGNATURE_SUFFIX):
+            raise UsageError(f"{path.name}: signatures are made with --gpg-key, not added")
         named = parse_name(path.name, options.name, options.release)
         if (named.name, named.release, named.arch) != (options.name, options.release, options.arch):
             raise UsageError(
@@ -335,10 +348,19 @@ class Maker:
     def _publish(self, target: Path, packed: Measured, plain: Measured | None) -> Written:
         """Sign a finished file and give it its name."""
         signature = self._signature(target) if self._options.gpg_key else None
+        if signature is None:
+            self._drop_signature(target.name, packed)
         for path in (signature, target):
             if path is not None:
                 path.replace(self._options.directory / path.name)
         return Written(target.name, packed, plain, signature is not None)
+
+    def _drop_signature(self, name: str, packed: Measured) -> None:
+        """Remove an earlier run's signature, unless the file that it signs stays the same."""
+        old, signature = self._options.directory / name, self._options.directory / f"{name}{SIGNATURE_SUFFIX}"
+        if signature.exists() and not (old.is_file() and measure(old) == packed):
+            signature.unlink()
+            self._reporter.note(f"{signature.name}: removed, because {name} is another one now")
 
     def _identity(self, variant: Variant) -> Identity:
         options = self._options
@@ -397,13 +419,13 @@ class Maker:
         os.utime(image, (self._options.epoch, self._options.epoch))
         if variant.method == "none":
             measured = measure(image)
-            shutil.move(image, target)
+            image.replace(target)
             return measured, None
         compressed = compress(variant.method, image, target, threads, _LONGEST)
         return compressed.packed, compressed.plain
 
     def _signature(self, target: Path) -> Path:
-        signature = target.with_name(target.name + ".sig")
+        signature = target.with_name(target.name + SIGNATURE_SUFFIX)
         gpg.detach_sign(target, self._options.gpg_key, signature)
         return signature
 
@@ -411,12 +433,21 @@ class Maker:
         """The raw base, and one more copy in work."""
         options = self._options
         held = options.base.stat().st_blocks * 512
-        free = shutil.disk_usage(options.scratch).free
+        free = shutil.disk_usage(self._scratch).free
         if free < 2 * held:
             raise LimitExceeded(
-                f"{options.scratch.parent}: the variants need at least {2 * held} bytes for work and "
+                f"{self._scratch.parent}: the variants need at least {2 * held} bytes for work and "
                 f"{free} are free; free some space, or name another place with --tmpdir"
             )
+
+
+def _free_memory() -> int:
+    """Bytes of memory that programs may take: free, or a cache's (Linux, proc(5), MemAvailable)."""
+    with suppress(OSError, ValueError, IndexError):
+        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123 - no file of anybody's
+            words = {line.split(":")[0]: line.split() for line in file}
+        return int(words["MemAvailable"][1]) << 10
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _format_of(base: Path) -> str:

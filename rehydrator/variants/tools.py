@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rehydrator import host
-from rehydrator.core.errors import HostileInput, LimitExceeded, RehydratorError
+from rehydrator.core.errors import HostileInput, Interrupted, LimitExceeded, RehydratorError
 from rehydrator.core.reader import data_spans
 from rehydrator.store.files import FileReader
 
@@ -119,8 +119,9 @@ def _is_full(directory: Path) -> bool:
 def full(target: Path, why: str) -> LimitExceeded:
     """The error of a disk without space for `target`."""
     place = target.parent
-    while place.name.startswith(_PREFIX):
-        place = place.parent
+    for each in target.parents:
+        if each.name.startswith(_PREFIX):
+            place = each.parent
     return LimitExceeded(f"{target.name}: no space in {place}: {why}; free some, or name another place")
 
 
@@ -177,6 +178,7 @@ def measure(path: Path) -> Measured:
         for offset, length in [*data_spans(file), (file.size, 0)]:
             _zeros(state, offset - here)
             for at in range(offset, offset + length, _BLOCK):
+                _go_on()
                 state.update(file.pread(at, min(_BLOCK, offset + length - at)))
             here = offset + length
         return Measured(file.size, state.hexdigest())
@@ -187,7 +189,14 @@ def measure(path: Path) -> Measured:
 def _zeros(state: hashlib._Hash, count: int) -> None:
     zeros = memoryview(bytes(_BLOCK))
     for at in range(0, count, _BLOCK):
+        _go_on()
         state.update(zeros[: min(_BLOCK, count - at)])
+
+
+def _go_on() -> None:
+    """Hashing a disk takes minutes, and an interrupt must not wait for it."""
+    if host.stopped():
+        raise Interrupted("interrupted")
 
 
 def absolute(path: Path) -> Path:
