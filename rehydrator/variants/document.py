@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rehydrator import __version__
 from rehydrator.core.errors import RehydratorError, UsageError
-from rehydrator.metadata.document import Document, FileKey, NewFile
+from rehydrator.metadata.document import Document, FileKey, NewFile, quoted
 from rehydrator.metadata.names import parse_name
 
 if TYPE_CHECKING:
@@ -71,12 +71,12 @@ def write_document(document: Document, directory: Path) -> Path:
 def _new_file(written: Written, options: Options) -> NewFile:
     named = parse_name(written.file, options.name, options.release)
     members: dict[str, str | int] = {
-        "location": written.file,
+        "location": quoted(written.file),
         "sha256": written.packed.sha256,
         "size": written.packed.size,
     }
     if written.signed:
-        members["signature"] = f"{written.file}.sig"
+        members["signature"] = f"{quoted(written.file)}.sig"
     if written.plain:
         members["uncompressed-sha256"] = written.plain.sha256
         members["uncompressed-size"] = written.plain.size
