@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 EDITORS: Final = ("auto", "offline", "guestfs", "mount")
 MAX_READ: Final = 1 << 20
 _MAX_LINKS = 40
+_MAX_DEPTH = 128
 _MAX_FOUND = 4096
 _BOOT_FOLDERS: Final = frozenset({"loader", "grub2", "grub"})
 # mov dx, 0x501; mov al, 0x10; out dx, al; then halt for ever.
@@ -195,6 +196,8 @@ class Guests:
         links = 0
         while todo:
             part = todo.pop()
+            if len(done) > _MAX_DEPTH:
+                raise HostileInput(f"{self._base}: {path:.120} leads deeper than {_MAX_DEPTH} directories")
             if part == "..":
                 if not done:
                     raise HostileInput(f"{self._base}: {path} leaves its filesystem through a symlink")

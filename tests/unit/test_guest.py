@@ -297,6 +297,16 @@ class TestRefusals:
                 with pytest.raises(HostileInput, match="symlink"):
                     guests.write(tmp_path / name, {f"/boot/{name}": b""})
 
+    def test_deep(self, tmp_path: Path, offline: Offline) -> None:
+        """A path or a symlink through thousands of directories is refused."""
+        disk = make_disk(tmp_path)
+        image = f"{disk.base}?offset={disk.boot.offset}"
+        debugfs(image, "symlink deep " + "a/" * 400 + "b", write=True)
+        with offline(disk.base) as guests:
+            for path in ("/boot/deep", "/boot" + "/a" * 2000):
+                with pytest.raises(HostileInput, match="deeper than 128"):
+                    guests.read(path)
+
     def test_strange_names(self, tmp_path: Path, offline: Offline) -> None:
         """A name that is no text is said where it matters; a name with a line feed, too."""
         disk = make_disk(tmp_path)
