@@ -264,16 +264,31 @@ def redirecting(to: str, code: int = 302) -> Behaviour:
 
 
 def wrong_range(request: Request, content: bytes) -> None:
-    """206 with another range than the one that was asked for (after a truncated beginning)."""
+    """206 with as many bytes as were asked for, but from 500 on (after a truncated beginning)."""
     if not request.headers.get("Range"):
         truncating(1000)(request, content)
         return
-    more = {
-        "Content-Range": f"bytes 0-{len(content) - 1}/{len(content)}",
-        "Content-Length": str(len(content)),
-    }
-    request.head(206, {"ETag": etag(content), **more})
-    request.wfile.write(content)
+    start = request.offset(content, etag(content))
+    body = content[500 : 500 + len(content) - start]
+    span = f"bytes 500-{499 + len(body)}/{len(content)}"
+    request.head(206, {"ETag": etag(content), "Content-Range": span, "Content-Length": str(len(body))})
+    request.wfile.write(body)
+
+
+def in_pieces(size: int) -> Behaviour:
+    """Ranges of so many bytes at most, as a server may give (after a truncated beginning)."""
+
+    def behave(request: Request, content: bytes) -> None:
+        if not request.headers.get("Range"):
+            truncating(size)(request, content)
+            return
+        start = request.offset(content, etag(content))
+        body = content[start : start + size]
+        span = f"bytes {start}-{start + len(body) - 1}/{len(content)}"
+        request.head(206, {"ETag": etag(content), "Content-Range": span, "Content-Length": str(len(body))})
+        request.wfile.write(body)
+
+    return behave
 
 
 def flooding(request: Request, content: bytes) -> None:

@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from rehydrator import mirror
+from rehydrator.core.errors import HostileInput, UsageError
 from rehydrator.host import fetch
+from rehydrator.metadata.document import Document
 from tests import hostile_server as hostile
 from tests.conftest import NAME, User, leftovers, names_in, sha256
 from tests.unit.test_gpg import Keys
@@ -418,18 +421,22 @@ def test_names_of_this_machine(release: Release) -> None:
     complete(release)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("..", "a%2f..%2f..%2fb/..", "stream.json", "STREAM.json", "x.part", "x.part.json", ".hidden"),
-        *("%0a", "%1b[0m", "%e2%80%ae", "n" * 245, "", "%ff" * 90),
-    ],
-)
-def test_names_that_no_mirror_has(release: Release, name: str) -> None:
+def test_names_that_no_mirror_has(release: Release) -> None:
     """Names that lead elsewhere, collide with the mirror's own, or cannot be shown: 8, before any
     download."""
-    release.file("aws")["location"] = release.server.url(f"/{name}")
-    release.mirror(code=8)
+    names = [
+        *("..", "a%2f..%2f..%2fb/..", "stream.json", "STREAM.json", "x.part", "x.part.json", ".hidden"),
+        *("%0a", "%1b[0m", "%e2%80%ae", "n" * 245, "", "%ff" * 90),
+    ]
+    for name in names:
+        release.file("aws")["location"] = f"https://127.0.0.1:1/{name}"
+        with pytest.raises(HostileInput):
+            mirror.planned(
+                Document.parse(json.dumps(release.document).encode(), "it").files, "https://127.0.0.1:1/"
+            )
+    release.file("aws")["location"] = release.server.url("/stream.json")
+    said = release.mirror(code=8).err
+    assert "x86_64.artifacts.aws.formats.raw.disk.location: 'stream.json' cannot be the name" in said
     assert not release.place.exists()
     assert {path for path, _ in release.server.requests} == {"/stream.json"}
 
@@ -602,12 +609,13 @@ def test_full_disk(release: Release) -> None:
     assert (release.place / FILE["aws"]).read_bytes() == DATA["aws"]
 
 
-@pytest.mark.parametrize(
-    "url", ["mirror.example", "ftp://x", "https://x?y", "https://x/#y", "http://[x", "a b"]
-)
-def test_base_url_that_is_none(release: Release, url: str) -> None:
+def test_base_url_that_is_none(release: Release) -> None:
     """Locations cannot be under what is no URL: 2."""
-    assert "--base-url" in release.mirror("--base-url", url, code=2).err
+    for url in ("mirror.example", "ftp://x", "https://x?y", "https://x/#y", "http://[x", "http://a b"):
+        with pytest.raises(UsageError, match="--base-url"):
+            mirror.check_base_url(url)
+    assert "--base-url a:b" in release.mirror("--base-url", "a:b", code=2).err
+    assert release.server.requests == []
 
 
 # ---- and on

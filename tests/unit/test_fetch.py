@@ -112,6 +112,7 @@ BEHAVIOURS = {
     "502, 504 and 500 pass": hostile.status(500, times=1),
     "another range than asked for": hostile.wrong_range,
     "more bytes than announced": hostile.flooding,
+    "fewer bytes than asked for": hostile.in_pieces(100_000),
 }
 
 
@@ -184,6 +185,25 @@ def test_complete_or_wrong_part(server: hostile.Server, tmp_path: Path, part: by
     fetch.part_of(url, tmp_path / "file").write_bytes(part)
     got(url, tmp_path / "file")
     assert (part == DATA) == (server.requests == [])
+
+
+def test_wrong_range_is_not_asked_for_again(server: hostile.Server, tmp_path: Path) -> None:
+    """Once a server gave another range, the rest of the run asks for the whole file only."""
+
+    def behave(request: hostile.Request, content: bytes) -> None:
+        broken = hostile.truncating(1000, times=99)
+        (hostile.wrong_range, hostile.wrong_range, broken, hostile.good)[request.turn - 1](request, content)
+
+    got(server.serve("/file", DATA, behave), tmp_path / "file", "")
+    assert [each.get("range") for each in server.asked("/file")] == [None, "bytes=1000-", None, None]
+
+
+def test_wrong_bytes_in_one_piece(server: hostile.Server, tmp_path: Path) -> None:
+    """Where a server ignores the range and its file is wrong, asking once more would not help."""
+    url = leave_part(server, "/file", tmp_path / "file")
+    server.serve("/file", OTHER, hostile.no_ranges)
+    refused(url, tmp_path / "file", DigestMismatch)
+    assert len(server.requests) == 1
 
 
 def test_two_urls_never_share_a_part(tmp_path: Path) -> None:
