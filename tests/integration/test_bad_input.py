@@ -540,7 +540,8 @@ def test_disk_that_fills_meanwhile(user: User, made: Made) -> None:
     (user.home / "small").mkdir()
     ask = ["rehydrate", "small", "--bundle", made.reference, "--disk", "azure", "--no-sparse"]
     # What takes the space comes in after the first bytes, behind the check of the free space.
-    thief = "(until ls -A small | grep -q rehydrator; do :; done; head -c 60M /dev/zero >small/thief) & "
+    seen = "until ls -A small | grep -q rehydrator; do :; done"
+    thief = f"(timeout 60 bash -c '{seen}'; head -c 60M /dev/zero >small/thief) & "
     script = f'mount -t tmpfs -o size=60m none small && {thief} "$@"; code=$?; wait; ls -A small; exit $code'
     ran = user.run(*ask, code=9, wrapper=["unshare", "-m", "bash", "-c", script, "bash"])
     assert ran.out == b"thief\n"
@@ -573,8 +574,8 @@ def interrupted(user: User, number: int, after: float, *arguments: object) -> tu
         (signal.SIGINT, 0.3),
         (signal.SIGTERM, 0.5),
         (signal.SIGINT, 0.8),
-        (signal.SIGTERM, 1.2),
-        (signal.SIGINT, 1.7),
+        (signal.SIGTERM, 1.0),
+        (signal.SIGINT, 1.2),
     ],
 )
 def test_interrupted_build(user: User, made: Made, number: int, after: float) -> None:
