@@ -24,7 +24,7 @@ from benchmarks import peers
 from benchmarks.machine import machine, tools
 from benchmarks.measure import ROOT, measure
 from benchmarks.peers import PEERS, Peer
-from rehydrator.metadata.names import parse_name
+from rehydrator.metadata.names import STREAM_DOCUMENT, parse_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,7 +117,8 @@ class Comparison:
         settings = {"corpus": options.corpus, "level": options.level, "rounds": options.rounds}
         kept = json.loads(self._kept.read_text()) if self._kept.exists() else {}
         known = {(each["name"], each["size"], each["modified"]): each for each in kept.get("files", ())}
-        files = [_file(path, known) for path in sorted(options.release.iterdir()) if path.is_file()]
+        paths = [path for path in sorted(options.release.iterdir()) if path.is_file()]
+        files = [_file(path, known) for path in paths if path.name != STREAM_DOCUMENT]
         canonical = next((each.name for each in files if each.platform == "qemu"), None)
         if canonical is None:
             sys.exit("the release has no qemu image to measure against")
