@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -18,7 +17,6 @@ from rehydrator import __version__
 from rehydrator.core.errors import Interrupted, LimitExceeded, RehydratorError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import FrameType
 
 # Verb -> module below rehydrator.cli; each has a click command of the verb's name.
@@ -162,20 +160,6 @@ def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.01)
     else:
         sys.__unraisablehook__(unraisable)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold signals back for a moment: cleaning up that is cut short leaves its rest behind."""
-    held: list[int] = []
-    kept = {number: signal.signal(number, lambda got, _: held.append(got)) for number in _INTERRUPTS}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-        if held:
-            signal.raise_signal(held[0])
 
 
 def _silence_stdout() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rehydrator.cli import printable, uninterrupted
+from rehydrator.cli import printable
 from rehydrator.cli.common import (
     Progress,
     all_cores,
@@ -24,6 +24,7 @@ from rehydrator.cli.common import (
 )
 from rehydrator.cli.keygen import ask_password, password_from
 from rehydrator.core.errors import ToolMissing, UsageError
+from rehydrator.host import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable

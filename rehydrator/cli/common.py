@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import shutil
@@ -9,14 +10,15 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rehydrator.cli import uninterrupted
+from rehydrator.cli import printable
 from rehydrator.core.errors import UsageError
+from rehydrator.host import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 # Where the bundle lies inside its own container.
 IN_CONTAINER = Path("/bundle")
+
+# Seconds after which a directory that is not locked is nobody's.
+_MOMENT = 60
 
 _ARCH_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
 
@@ -118,15 +123,43 @@ def reference_of(option: str | None, argument: str | None = None) -> Reference:
 
 @contextmanager
 def work_directory(place: Path, what: str) -> Iterator[Path]:
-    """A private directory in `place` that is gone at the end, whatever happens."""
-    work = Path(tempfile.mkdtemp(prefix=f".rehydrator-{what}-", dir=place))
+    """A private directory in `place` that is gone at the end, whatever happens. It is locked as
+    long as we live: those of runs that were killed are not, and go now."""
+    prefix = f".rehydrator-{what}-"
+    _remove_abandoned(place, prefix)
+    work = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+    lock = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        # Where a file system knows no locks, nobody gets one, and nothing is removed.
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield work
     finally:
         # Twice: a thread that was not waited for may add a last file to the first round.
         with uninterrupted():
             shutil.rmtree(work, ignore_errors=True)
             shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_abandoned(place: Path, prefix: str) -> None:
+    """Remove our own directories that no process has locked. A new one has no lock for a moment."""
+    for path in place.glob(f"{prefix}*"):
+        with suppress(OSError), _opened(path) as handle:
+            status = os.fstat(handle)
+            if status.st_uid == os.geteuid() and time.time() - status.st_mtime > _MOMENT:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+                click.echo(printable(f"{path}: removed; a run that was killed had left it"), err=True)
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 class StatusLine:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import threading
 from contextlib import contextmanager, suppress
@@ -36,6 +37,8 @@ PACKAGES: Final = {
     "unshare": "util-linux",
     "xz": "xz-utils",
 }
+
+INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM)
 
 _SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SAID = 4000
@@ -117,19 +120,40 @@ def started(
     """
     program = find(argv[0])
     environment = {**os.environ, "LC_ALL": "C.UTF-8", **(env or {})}
-    with _lock:
-        if _stopped.is_set():
-            raise Interrupted("interrupted")
-        running = subprocess.Popen([program, *argv[1:]], env=environment, **options)
-        _running.add(running)
+    running = None
     try:
+        # An interrupt within Popen() would leave a program behind that nobody knows.
+        with uninterrupted(), _lock:
+            if _stopped.is_set():
+                raise Interrupted("interrupted")
+            running = subprocess.Popen([program, *argv[1:]], env=environment, **options)
+            _running.add(running)
         yield running
     finally:
-        _end(running)
-        with _lock:
-            _running.discard(running)
+        if running is not None:
+            _end(running)
+            with _lock:
+                _running.discard(running)
     if _stopped.is_set():
         raise Interrupted("interrupted")
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold signals back for a moment: what is cut short there leaves something behind. They only
+    ever interrupt the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    kept = {number: signal.signal(number, lambda got, _: held.append(got)) for number in INTERRUPTS}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
 
 
 def _end(program: subprocess.Popen[bytes]) -> None:

@@ -14,10 +14,11 @@ import click
 import pytest
 
 import rehydrator.cli as package
-from rehydrator.cli import VERBS, cli, main, printable, uninterrupted
+from rehydrator.cli import VERBS, cli, main, printable
 from rehydrator.cli.common import Progress, human, reference_of, scratch, table
 from rehydrator.core import errors
 from rehydrator.core.errors import RehydratorError, UsageError, worst_exit_code
+from rehydrator.host import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
