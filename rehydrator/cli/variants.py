@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
@@ -152,7 +153,7 @@ def command(
             files.extend(map(maker.add, added))
         finally:
             if files:
-                written = write_document(add_files(document, options, files), directory)
+                written = write_document(add_files(document, options, files), directory, staging)
     _show(outcomes, written, time.monotonic() - started, as_json)
     return worst_exit_code([outcome.error.exit_code if outcome.error else 0 for outcome in outcomes])
 
@@ -181,8 +182,8 @@ def _epoch(base: Path) -> int:
     given = os.environ.get("SOURCE_DATE_EPOCH", "")
     if not given:
         return int(base.stat().st_mtime)
-    if not given.isascii() or not given.isdigit() or int(given) >= 1 << 32:
-        raise UsageError(f"SOURCE_DATE_EPOCH={given}: seconds since 1970 are expected, below 2^32")
+    if not re.fullmatch("[0-9]{1,10}", given) or int(given) >= 1 << 32:
+        raise UsageError(f"SOURCE_DATE_EPOCH={given:.40}: seconds since 1970 are expected, below 2^32")
     return int(given)
 
 

@@ -147,11 +147,11 @@ def load_platforms(path: Path, arch: str) -> Consoles:
     unknown = sorted(set(map(str, table)) - set(ARCHES))
     if unknown:
         raise UsageError(f"{path}: {unknown[0]!r} is no architecture; there are {', '.join(ARCHES)}")
-    part = _mapping(table.get(arch) or {}, f"{path}: {arch}")
+    part = _mapping(_or_empty(table.get(arch)), f"{path}: {arch}")
     found = {}
     for name, value in part.items():
         place = f"{path}: {arch}.{name}"
-        each = _validated(_Platform, _mapping(value or {}, place), place)
+        each = _validated(_Platform, _mapping(_or_empty(value), place), place)
         found[str(name)] = Console(tuple(each.kernel_arguments or ()), tuple(each.grub_commands or ()))
     return Consoles(found, part)
 
@@ -223,6 +223,11 @@ def _mapping(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{what}: a mapping is expected here, this is {type(value).__name__}")
     return value
+
+
+def _or_empty(value: Any) -> Any:
+    """YAML has null where nothing stands behind a key."""
+    return {} if value is None else value
 
 
 def _laid_over(table: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rehydrator import __version__
@@ -16,6 +12,7 @@ from rehydrator.metadata.names import parse_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from rehydrator.variants.maker import Options, Written
 
@@ -54,18 +51,11 @@ def add_files(document: Document, options: Options, files: Sequence[Written]) ->
     return document.updated(made, last_modified=modified, generator=f"rehydrator {__version__}")
 
 
-def write_document(document: Document, directory: Path) -> Path:
-    """Write it, at once or not at all."""
-    handle, name = tempfile.mkstemp(prefix=".stream-", dir=directory)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(document.data)
-            os.fchmod(file.fileno(), 0o644)
-        Path(name).replace(directory / NAME)
-    finally:
-        with suppress(FileNotFoundError):
-            Path(name).unlink()
-    return directory / NAME
+def write_document(document: Document, directory: Path, staging: Path) -> Path:
+    """Write it, at once or not at all; `staging` is on the file system of `directory`."""
+    new = staging / NAME
+    new.write_bytes(document.data)
+    return new.replace(directory / NAME)
 
 
 def _new_file(written: Written, options: Options) -> NewFile:

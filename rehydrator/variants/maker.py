@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -12,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from rehydrator import host
-from rehydrator.core.errors import LimitExceeded, RehydratorError, UsageError
+from rehydrator.core.errors import LimitExceeded, RehydratorError, ToolMissing, UsageError
 from rehydrator.host import gpg
 from rehydrator.host.guest import open_guests
+from rehydrator.metadata.document import WORD
 from rehydrator.metadata.names import SIGNATURE_SUFFIX, image_name, parse_name
 from rehydrator.variants import stamp as stamps
 from rehydrator.variants import wrap
@@ -37,6 +39,13 @@ _LONGEST = 24 * 3600
 # xz -9 with two threads (xz -vv says 1,250 MiB), and with each one more.
 _XZ_MEMORY = 1_300 << 20
 _XZ_THREAD = _XZ_MEMORY // 2
+# The programs that wrapping takes.
+_WRAPPERS = {
+    "ova": ("tar",),
+    "powervs-ova": ("fallocate", "tar"),
+    "gcp-tar": ("fallocate", "tar"),
+    "ociarchive": ("gzip", "tar"),
+}
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -74,6 +83,11 @@ class Options:
     gpg_key: str = ""
     editor: str = "auto"
     jobs: int = 1
+
+    def __post_init__(self) -> None:
+        for option, word in (("--name", self.name), ("--stream", self.stream), ("--release", self.release)):
+            if not re.fullmatch(WORD, word):
+                raise UsageError(f"{option} {word!r:.80}: up to 128 letters, digits and . _ + - are expected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +210,29 @@ class Maker:
         named = parse_name(file, options.name, options.release)
         if named.arch != options.arch or not named.release:
             raise UsageError(f"{file}: name, release and platform do not make a file name of the convention")
-        beside = options.derivations.parent if options.derivations else None
-        template = wrap.load_template(derivation.template, beside) if derivation.template else None
+        self._check_programs(derivation, method)
+        template = self._template(derivation) if derivation.template else None
         return Variant(derivation, file, image, derivation.size or self._base_size, method, template)
+
+    def _template(self, derivation: Derivation) -> wrap.Template:
+        table = self._options.derivations
+        try:
+            return wrap.load_template(derivation.template, table.parent if table else None)
+        except UsageError as error:
+            raise UsageError(f"{derivation.platform}: {error}") from None
+
+    def _check_programs(self, derivation: Derivation, method: str) -> None:
+        """Raise ToolMissing now, not after an hour, where a program that is needed is not here."""
+        programs = [*_WRAPPERS.get(derivation.wrap, ())]
+        if method != "none":
+            programs += [COMPRESSORS[method].pack[0], COMPRESSORS[method].unpack[0]]
+        if self._options.gpg_key:
+            programs.append("gpg")
+        try:
+            for program in programs:
+                host.find(program)
+        except ToolMissing as error:
+            raise ToolMissing(f"{derivation.platform}: {error}") from None
 
     def _at_once(self, count: int) -> tuple[int, int]:
         """How many platforms at a time, and threads of xz for each: a core, and memory, for each."""
@@ -221,7 +255,8 @@ class Maker:
             with self._reported(each, "grow", failed):
                 disks.append((each, self._overlay(base, each)))
         if any(self._touches(each) for each, _ in disks):
-            self._edit(base, disks, failed)
+            with self._user_names():
+                self._edit(base, disks, failed)
         lost = {outcome.variant.platform for outcome in failed}
         return failed, [(each, disk) for each, disk in disks if each.platform not in lost]
 
@@ -249,13 +284,13 @@ class Maker:
             options.editor,
             options.epoch,
             self._scratch,
-            self._reporter.note,
+            lambda text: self._reporter.note(self._user_named(text)),
             root_too=root_too,
         ) as guests:
             boot = stamps.read_boot(guests, name)
             words = {"release": options.release, "name": options.name, "arch": options.arch}
             for each, disk in disks:
-                with self._reported(each, "stamp", failed):
+                with self._reported(each, "stamp", failed), self._user_names():
                     self._reporter.step(each.platform, "stamp")
                     files = stamps.stamped(boot, each.derivation, self._consoles, words, name)
                     if files:
@@ -272,6 +307,18 @@ class Maker:
             yield
         except (RehydratorError, OSError) as error:
             failed.append(Outcome(variant, error=_as_ours(error, what)))
+
+    @contextmanager
+    def _user_names(self) -> Iterator[None]:
+        """Errors inside name the base as the user did, not our copies of it."""
+        try:
+            yield
+        except RehydratorError as error:
+            raise type(error)(self._user_named(str(error))) from None
+
+    def _user_named(self, text: str) -> str:
+        ours = rf"{re.escape(str(self._scratch))}/(base\.raw|[a-z0-9_-]+\.overlay)"
+        return re.sub(ours, lambda _: str(self._options.base), text)
 
     def _finished(self, future: Future[Outcome]) -> Outcome:
         outcome = future.result()
