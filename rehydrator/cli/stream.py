@@ -96,9 +96,9 @@ class Source:
             UsageError: both a file and a bundle, or none, or options that do not go together.
             RehydratorError: it cannot be read.
         """
-        if self.source and self.bundle_reference:
+        if self.source is not None and self.bundle_reference:
             raise UsageError("both SRC and --bundle name a document; give one")
-        if self.source:
+        if self.source is not None:
             if self.key or self.release:
                 raise UsageError("--key and --release go with a bundle; give --bundle REF")
             return read_document(self.source)
@@ -123,10 +123,13 @@ def read_document(source: str) -> bytes:
         HostileInput: more bytes than any stream document has.
         NetworkError: the server does not give it.
         ToolMissing: no HTTP client here.
+        UsageError: `source` is nothing that could be read.
         RehydratorError: it cannot be read.
     """
     from rehydrator.host import fetch
 
+    if not source:
+        raise UsageError("SRC is empty; name a file, a URL or -")
     try:
         if fetch.is_remote(source):
             return fetch.read(source, LIMIT)

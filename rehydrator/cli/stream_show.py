@@ -28,14 +28,15 @@ def command(arch: str | None, with_images: bool, as_json: bool, **where: Any) ->
     files = [file for file in document.files if arch in {None, file.key.arch}]
     images = [each for each in cloud_images(document) if arch in {None, each["arch"]}]
     if arch and not files and not images:
-        known = ", ".join(sorted({file.key.arch for file in document.files})) or "none"
+        there = {file.key.arch for file in document.files} | {each["arch"] for each in cloud_images(document)}
+        known = ", ".join(sorted(there)) or "none"
         raise NotInBundle(f"no architecture {arch!r} in this document; it has {known}")
     if as_json:
         listed = {"stream": document.stream, "files": [_listed(file) for file in files]}
         click.echo(json.dumps(listed | ({"images": images} if with_images else {}), indent=2))
         return
-    rows = [["ARCH", "PLATFORM", "FORMAT", "RELEASE", "NAME"]]
-    rows += [[file.key.arch, file.key.platform, file.key.format, file.release, file.name] for file in files]
+    rows = [["ARCH", "PLATFORM", "FORMAT", "ROLE", "RELEASE", "NAME"]]
+    rows += [[*file.key, file.release, file.name] for file in files]
     click.echo(printable(table(rows, set())))
     if with_images:
         rows = [["ARCH", "CLOUD", "REGION", "RELEASE", "IMAGE"]]

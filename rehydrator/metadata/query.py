@@ -17,6 +17,8 @@ _PREFERRED = ("raw.xz", "raw.gz", "raw.zst", "raw")
 # What names a cloud image: an identifier, a name, or a URL.
 IMAGE_FIELDS = ("image", "name", "url")
 DISK = "disk"
+# Names in a message; a document of today has 32 regions.
+_MOST_LISTED = 64
 
 
 def choose_arch(known: Iterable[str], arch: str | None, host_arch: Callable[[], str], what: str) -> str:
@@ -27,7 +29,7 @@ def choose_arch(known: Iterable[str], arch: str | None, host_arch: Callable[[], 
         UsageError: there are several, and the host's is none of them.
     """
     arches = sorted(set(known))
-    if arch:
+    if arch is not None:
         return _present(arch, arches, f"no {what} for architecture {arch!r}")
     if len(arches) == 1:
         return arches[0]
@@ -62,7 +64,7 @@ def choose_file(
     here = [file for file in of_platform if file.key.arch == arch]
     key = _choose_format({file.key.format for file in here}, key, f"{platform} for {arch}")
     roles = {file.key.role: file for file in here if file.key.format == key}
-    role = role or DISK
+    role = DISK if role is None else role
     hint = "" if DISK in roles else " (name one with --role)"
     return roles[_present(role, roles, f"no role {role!r} of {platform} {key} for {arch}", hint)]
 
@@ -85,12 +87,15 @@ def choose_image(
     image = having[arch][name]
     regions = image.get("regions")
     if not isinstance(regions, dict):
-        if region:
+        if region is not None:
             raise NotInBundle(f"the {name} image has no regions; leave --region out")
         return arch, image
-    if region is None and len(regions) != 1:
+    if region is not None:
+        _present(region, regions, f"no {name} image in region {region!r}")
+    elif len(regions) == 1:
+        [region] = regions
+    else:
         raise UsageError(f"name a region of the {name} image with --region: {_listed(regions)}")
-    region = _present(region or next(iter(regions)), regions, f"no {name} image in region {region!r}")
     found = regions[region]
     return arch, found if isinstance(found, dict) else {}
 
@@ -105,14 +110,15 @@ def images(document: Document) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def field(members: Mapping[str, Any], name: str, what: str) -> str:
-    """A member as text.
+def field(members: Mapping[str, Any], name: str, what: str) -> str | float:
+    """A member that is one value: text or a number.
 
     Raises:
         NotInBundle: it is missing, empty, null or no single value; lists those that are there.
     """
     values = {key: value for key, value in members.items() if _is_value(value)}
-    return str(values[_present(name, values, f"no {name!r} of {what}")])
+    found: str | float = values[_present(name, values, f"no {name!r} of {what}")]
+    return found
 
 
 def _is_value(value: Any) -> bool:
@@ -120,7 +126,7 @@ def _is_value(value: Any) -> bool:
 
 
 def _choose_format(known: set[str], key: str | None, what: str) -> str:
-    if key:
+    if key is not None:
         bare = sorted(each for each in known if image_format(each) == key)
         if key not in known and len(bare) == 1:
             return bare[0]
@@ -140,4 +146,6 @@ def _present(name: str, known: Iterable[str], missing: str, hint: str = "") -> s
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
+    found = sorted(names)
+    more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
+    return (", ".join(found[:_MOST_LISTED]) or "none") + more

@@ -133,6 +133,14 @@ def test_get(stream: Program, arguments: list[str], expected: str) -> None:
         (FCOS, ["--image", "aws", "--region", "moon"], 4, "af-south-1, eu-north-1, us-east-1"),
         (FCOS, ["--image", "gcp", "--region", "moon"], 4, "leave --region out"),
         (FCOS, ["--image", "aws"], 2, "--region: af-south-1, eu-north-1, us-east-1"),
+        (FCOS, ["--image", ""], 4, "it has aws, gcp, kubevirt"),
+        (FCOS, ["--image", "aws", "--region", ""], 4, "af-south-1, eu-north-1, us-east-1"),
+        (FCOS, ["--image", "gcp", "--region", ""], 4, "leave --region out"),
+        (FCOS, ["--platform", ""], 4, "it has aliyun, applehv, aws"),
+        (FCOS, ["--platform", "qemu", "--arch", ""], 4, "there is aarch64, ppc64le, s390x, x86_64"),
+        (FCOS, ["--platform", "metal", "--format", ""], 4, "there is 4k.raw.xz, iso, pxe, raw.xz"),
+        (FCOS, ["--platform", "qemu", "--role", ""], 4, "there is disk"),
+        ("", ["--platform", "qemu"], 2, "SRC is empty"),
         (FCOS, [], 2, "--platform"),
         (FCOS, ["--platform", "qemu", "--image", "aws"], 2, "--platform"),
         (FCOS, ["--platform", "qemu", "--region", "r"], 2, "--region goes with --image"),
@@ -143,7 +151,8 @@ def test_get(stream: Program, arguments: list[str], expected: str) -> None:
     ],
 )
 def test_get_refuses(stream: Program, source: str, arguments: list[str], code: int, said: str) -> None:
-    """What is not there is exit 4 with a list of what is; what makes no sense is exit 2."""
+    """What is not there is exit 4 with a list of what is; what makes no sense is exit 2. A name
+    that is empty (a script's unset variable) is no default."""
     assert stream("get", source, *arguments, code=code) == ""
     assert said in stream.said
 
@@ -165,6 +174,22 @@ def test_get_json(stream: Program) -> None:
     assert stream("get", NULLS, "--platform", "qemu", "name") == "a b-qemu.x86_64.qcow2\n"
 
 
+def test_get_json_field(stream: Program) -> None:
+    """With --json a field is its value in JSON; what is missing stays an error."""
+    assert stream("get", NULLS, "--platform", "gcp", "size", "--json") == "12\n"
+    assert stream("get", NULLS, "--platform", "gcp", "name", "--json") == '"plain.raw"\n'
+    assert stream("get", FCOS, "--image", "gcp", "project", "--json") == '"example-cloud"\n'
+    assert stream("get", NULLS, "--platform", "gcp", "sha256", "--json", code=4) == ""
+    assert "there is location, name, release, size" in json.loads(stream.said)["message"]
+
+
+def test_get_lists_only_some(stream: Program, tmp_path: Path) -> None:
+    """A message names 64 of a document's thousands of platforms."""
+    (tmp_path / "s").write_text(one("a.raw", **{f"p{number:04}": f"{number}.raw" for number in range(1000)}))
+    assert stream("get", str(tmp_path / "s"), "--platform", "none", code=4) == ""
+    assert stream.said.endswith(", p0063 and 937 more\n")
+
+
 def test_get_several_formats(stream: Program, tmp_path: Path) -> None:
     """Where none of several formats is a raw disk, one must be named."""
     formats = {key: {"disk": {"location": key}} for key in ("ova", "vmdk.xz")}
@@ -178,7 +203,7 @@ def test_get_several_formats(stream: Program, tmp_path: Path) -> None:
 def test_show(stream: Program) -> None:
     """`show` is a table, one line a file."""
     lines = stream("show", FCOS).splitlines()
-    assert lines[0].split() == ["ARCH", "PLATFORM", "FORMAT", "RELEASE", "NAME"]
+    assert lines[0].split() == ["ARCH", "PLATFORM", "FORMAT", "ROLE", "RELEASE", "NAME"]
     assert len(lines) == 61
     assert len(stream("show", FCOS, "--arch", "ppc64le").splitlines()) == 10
     images = stream("show", RHCOS, "--images", "--arch", "ppc64le").split("\n\n")[1].splitlines()
@@ -189,6 +214,22 @@ def test_show(stream: Program) -> None:
     ]
     assert stream("show", FCOS, "--arch", "z80", code=4) == ""
     assert "it has aarch64, ppc64le, s390x, x86_64" in stream.said
+
+
+def test_show_only_images(stream: Program, tmp_path: Path) -> None:
+    """An architecture that has only images is one; a role tells the files of `pxe` apart."""
+    arches = {"x86_64": {}, "s390x": {"images": {"gcp": {"project": "p", "name": "n"}}}}
+    (tmp_path / "s").write_text(json.dumps({"stream": "s", "architectures": arches}))
+    assert stream("show", str(tmp_path / "s"), "--arch", "s390x", "--images").splitlines()[-1].split() == [
+        "s390x",
+        "gcp",
+        "n",
+    ]
+    stream("show", str(tmp_path / "s"), "--arch", "x86_64", code=4)
+    assert "it has s390x" in stream.said
+    rows = [line.split() for line in stream("show", FCOS, "--arch", "x86_64").splitlines()]
+    roles = [row[3] for row in rows if row[2] == "pxe"]
+    assert roles == ["kernel", "initramfs", "rootfs"]
 
 
 def test_show_json(stream: Program) -> None:
