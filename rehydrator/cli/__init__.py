@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -17,9 +17,9 @@ from rehydrator import __version__
 from rehydrator.core.errors import Interrupted, LimitExceeded, RehydratorError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import FrameType
 
-# Verb -> module below rehydrator.cli; each has a click command of the verb's name.
 VERBS = {
     "build": "build",
     "info": "info",
@@ -41,20 +41,32 @@ Exit status: 0 done, 1 failure, 2 usage, 3 some artifacts failed, 4 not in this 
 130 interrupted."""
 
 
-class _Verbs(click.Group):
+class Verbs(click.Group):
+    """Verbs and their modules below rehydrator.cli, each imported when it is called; each has a
+    click command of that name."""
+
+    def __init__(self, *arguments: Any, modules: Mapping[str, str], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._modules = modules
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(VERBS)
+        return sorted(self._modules)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+        if cmd_name not in self._modules:
             return None
-        module = importlib.import_module(f"rehydrator.cli.{VERBS[cmd_name]}")
+        module = importlib.import_module(f"rehydrator.cli.{self._modules[cmd_name]}")
         command: click.Command = module.command
         command.epilog = EXIT_STATUS
         return command
 
 
-@click.group(cls=_Verbs, epilog=EXIT_STATUS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Verbs,
+    modules=VERBS,
+    epilog=EXIT_STATUS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="rehydrator")
 def cli() -> None:
     """Every disk image of a release from one signed container, bit for bit."""

@@ -3,7 +3,6 @@ read theirs."""
 
 from __future__ import annotations
 
-import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rehydrator.cli import EXIT_STATUS
+from rehydrator.cli import Verbs
 from rehydrator.cli.common import bundle_option, key_option, opened, reference_of, tmpdir_option
 from rehydrator.cli.stream_json import document_of
 from rehydrator.core.errors import HostileInput, LimitExceeded, RehydratorError, ToolMissing, UsageError
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
     from rehydrator.metadata.document import Document
 
-# Verb -> module below rehydrator.cli; each has a click command of the verb's name.
 VERBS = {
     "get": "stream_get",
     "mirror": "stream_mirror",
@@ -36,20 +34,7 @@ VERBS = {
 LIMIT = json_text.MAX_BYTES
 
 
-class _Verbs(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
-            return None
-        module = importlib.import_module(f"rehydrator.cli.{VERBS[cmd_name]}")
-        command: click.Command = module.command
-        command.epilog = EXIT_STATUS
-        return command
-
-
-@click.group("stream", cls=_Verbs)
+@click.group("stream", cls=Verbs, modules=VERBS)
 def command() -> None:
     """Check, query, rewrite and mirror stream documents.
 
