@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from rehydrator.metadata import json_text
 from rehydrator.metadata.document import Document, FileKey, NewFile, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rehydrator.metadata.document import File
-
-MAX_DOCUMENT = json_text.MAX_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 
 from rehydrator import __version__
 from rehydrator.core.errors import RehydratorError, UsageError
+from rehydrator.metadata import json_text
 from rehydrator.metadata.document import Document, FileKey, NewFile, quoted
-from rehydrator.metadata.names import parse_name
+from rehydrator.metadata.names import STREAM_DOCUMENT, parse_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from rehydrator.variants.maker import Options, Written
-
-NAME = "stream.json"
-_MAX_DOCUMENT = 32 << 20
 
 
 def open_document(directory: Path, stream: str) -> Document:
@@ -27,10 +25,10 @@ def open_document(directory: Path, stream: str) -> Document:
         UsageError: the one that is there belongs to another stream.
         HostileInput: it is damaged.
     """
-    path = directory / NAME
+    path = directory / STREAM_DOCUMENT
     try:
         with path.open("rb") as file:
-            data = file.read(_MAX_DOCUMENT + 1)
+            data = file.read(json_text.MAX_BYTES + 1)
     except FileNotFoundError:
         return Document.new(stream)
     except OSError as error:
@@ -53,9 +51,9 @@ def add_files(document: Document, options: Options, files: Sequence[Written]) ->
 
 def write_document(document: Document, directory: Path, staging: Path) -> Path:
     """Write it, at once or not at all; `staging` is on the file system of `directory`."""
-    new = staging / NAME
+    new = staging / STREAM_DOCUMENT
     new.write_bytes(document.data)
-    return new.replace(directory / NAME)
+    return new.replace(directory / STREAM_DOCUMENT)
 
 
 def _new_file(written: Written, options: Options) -> NewFile:
