@@ -364,7 +364,6 @@ class Maker:
         target = self._staging / path.name
         try:
             shutil.copyfile(path, target)
-            os.utime(target, (options.epoch, options.epoch))
             return self._publish(target, measure(target), None)
         except OSError as error:
             raise _as_ours(error, path.name) from None
@@ -394,6 +393,8 @@ class Maker:
 
     def _publish(self, target: Path, packed: Measured, plain: Measured | None) -> Written:
         """Sign a finished file and give it its name."""
+        # A bundle keeps the times of its files, so that it, too, is the same after two runs.
+        os.utime(target, (self._options.epoch, self._options.epoch))
         signature = self._signature(target) if self._options.gpg_key else None
         if signature is None:
             self._drop_signature(target.name, packed)
