@@ -359,7 +359,6 @@ class Maker:
         Raises:
             UsageError: its name is not one of this release.
         """
-        options = self._options
         self._reporter.step("", f"adding {path.name}")
         target = self._staging / path.name
         try:
