@@ -278,8 +278,11 @@ def _problem(where: tuple[int | str, ...], kind: str, message: str) -> Finding:
 
 
 def notices(document: Document) -> list[Finding]:
-    """What installers need and this document lacks: a signature and a digest for each file,
-    digests that are some, locations of HTTPS (coreos-installer and openshift-install)."""
+    """What installers need and this document lacks: files, a signature and a digest for each of
+    them, digests that are some, locations of HTTPS (coreos-installer and openshift-install)."""
+    if not document.files:
+        what = "names no files; release.json, which lists them as media, is another kind of document"
+        return [Finding("architectures", what)]
     return [found for file in document.files for found in _lacks(file)]
 
 

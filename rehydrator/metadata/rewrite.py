@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from rehydrator.metadata.document import Document, File
 
 _SCHEMES = ("", "file", "http", "https")
-# What a path may hold beside letters and digits (RFC 3986, section 3.3), slashes and what is
-# percent-encoded already.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _BARE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_HOST = re.compile(r"[!-~]*")
+# What may stand between the slashes before a path and those behind it (RFC 3986, section 3.2).
+_AUTHORITY = re.compile(r"[A-Za-z0-9._~%!$&'()*+,;=:@\[\]-]*")
+# What a path may hold beside letters and digits (RFC 3986, section 3.3), slashes and what is
+# percent-encoded already.
 _PATH = "/%:@!$&'()*+,;=~"
 
 
@@ -56,8 +57,8 @@ def checked_base(url: str) -> str:
         raise UsageError(f"{url!r:.200}: before a host stands http: or https:")
     if parts.scheme == "file" and not parts.path.startswith("/"):
         raise UsageError(f"{url!r:.200}: a file URL has an absolute path, file:///…")
-    if not _HOST.fullmatch(parts.netloc):
-        raise UsageError(f"{url!r:.200}: a host's name is written in ASCII, without spaces")
+    if not _AUTHORITY.fullmatch(parts.netloc):
+        raise UsageError(f"{url!r:.200}: a host's name is ASCII letters, digits, dots and dashes")
     path = quote(_BARE_PERCENT.sub("%25", parts.path), safe=_PATH, errors="surrogateescape")
     if path or remote:
         path = path.rstrip("/") + "/"

@@ -353,6 +353,7 @@ def test_rewrite_keeps_spelling(stream: Program) -> None:
         (".", "./b.raw"),
         ("x/../y/", "x/../y/b.raw"),
         ("http://h", "http://h/b.raw"),
+        ("http://me:p%40ss@h-1.example:80", "http://me:p%40ss@h-1.example:80/b.raw"),
         ("https://h:8443//", "https://h:8443/b.raw"),
         ("http://[::1]/\xe9%zz%20", "http://[::1]/%C3%A9%25zz%20/b.raw"),
         ("file:///a b", "file:///a%20b/b.raw"),
@@ -382,6 +383,8 @@ def test_base_urls(stream: Program, tmp_path: Path, url: str, location: str) -> 
         "http://h\n",
         "http://[",
         "http://\xe9/",
+        "http://h\\a",
+        'http://"h"/',
     ],
 )
 def test_base_urls_refused(stream: Program, url: str) -> None:

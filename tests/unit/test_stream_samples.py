@@ -154,6 +154,15 @@ def test_notices(file: dict[str, Any], said: list[str]) -> None:
     assert problems == []
 
 
+@pytest.mark.parametrize("arch", [{}, {"media": {"qemu": {"artifacts": {"raw": {"disk": {}}}}}}])
+def test_no_files(arch: dict[str, Any]) -> None:
+    """A document without files, as release.json seems to be one, is a notice."""
+    given = json.dumps({"stream": "s", "architectures": {"x86_64": arch}}).encode()
+    problems, notices = findings(given, "x")
+    assert problems == []
+    assert [(each.place, each.message[:14]) for each in notices] == [("architectures", "names no files")]
+
+
 def test_all_problems_at_once() -> None:
     """Every problem of a document is told, each with its place."""
     given = {"stream": 1, "architectures": {"x": {"artifacts": {"aws": {"release": []}, "a/b": {}}}}}
