@@ -134,7 +134,7 @@ def command(
         epoch=_epoch(base),
         **rest,
     )
-    document = open_document(directory, options.stream)
+    open_document(directory, options.stream)
     with ExitStack() as stack:
         reporter = _Reporter()
         stack.callback(reporter.close)
@@ -153,6 +153,8 @@ def command(
             files.extend(map(maker.add, added))
         finally:
             if files:
+                # Once more: another run may have added its platforms meanwhile.
+                document = open_document(directory, options.stream)
                 written = write_document(add_files(document, options, files), directory, staging)
     _show(outcomes, written, time.monotonic() - started, as_json)
     return worst_exit_code([outcome.error.exit_code if outcome.error else 0 for outcome in outcomes])

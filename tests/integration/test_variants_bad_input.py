@@ -793,7 +793,8 @@ def test_killed(user: User, base: Base) -> None:
 
 
 def test_a_run_beside_a_running_one(user: User, base: Base) -> None:
-    """A run does not take away what another one, that still runs, works with."""
+    """A run does not take away what another one, that still runs, works with; stream.json has the
+    platforms of both."""
     env = fake(user, "xz", "*-c9*", f": >{user.home}/reached; while [ ! -e go ]; do sleep 0.1; done")
     process = start(user, base, platforms="qemu", **env)
     try:
@@ -813,3 +814,5 @@ def test_a_run_beside_a_running_one(user: User, base: Base) -> None:
         process.communicate(timeout=60)
     assert process.returncode == 0
     assert leftovers(user.home) == []
+    document = json.loads((release / "stream.json").read_bytes())
+    assert list(document["architectures"]["x86_64"]["artifacts"]) == ["nutanix", "qemu"]
