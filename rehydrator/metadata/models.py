@@ -52,7 +52,8 @@ class PublishedFile(_Model):
     )
     signature: _Line | None = Field(
         None,
-        description="URL of a detached binary GPG signature of the file as published. RHCOS has none.",
+        description="URL of a detached binary GPG signature of the file as published. RHCOS has none: "
+        "newer documents do not name one, older ones name what its server does not have.",
     )
     sha256: _Line | None = Field(None, description="SHA-256 of the file as published, in hexadecimal.")
     uncompressed_sha256: _Line | None = Field(

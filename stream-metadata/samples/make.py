@@ -62,9 +62,19 @@ def digest(text: str) -> str:
 class Era:
     """How the documents of one time and distribution are made."""
 
-    def __init__(self, name: str, stream: str, *, signed: bool, live: str, second_gcp: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        stream: str,
+        *,
+        signed: bool,
+        live: str,
+        second_gcp: bool = False,
+        second: bool = True,
+    ) -> None:
         self.name, self.stream, self.signed, self.live = name, stream, signed, live
-        self.second_gcp = second_gcp
+        # A second digest, of what is inside: of gcp's tar.gz, of any file.
+        self.second_gcp, self.second = second_gcp, second
 
     def file(self, release: str, arch: str, file: str, outer: bool) -> dict[str, Any]:
         location = f"{HOST}/{self.stream}/builds/{release}/{arch}/{file}"
@@ -93,7 +103,7 @@ class Era:
         if key.startswith("4k."):
             name = f"{start}-metal4k.{arch}.{key.removeprefix('4k.')}"
         outer = key not in AS_IS or (key == "tar.gz" and self.second_gcp)
-        return {"disk": self.file(release, arch, name, outer)}
+        return {"disk": self.file(release, arch, name, outer and self.second)}
 
     def live_name(self, role: str, arch: str) -> str:
         if role == "kernel":
@@ -139,8 +149,9 @@ def subset(clouds: dict[str, str], *names: str) -> dict[str, str]:
 
 
 def fcos_2020() -> dict[str, Any]:
-    """One architecture, no generator, GCP's image without a release, the old live names."""
-    era = Era("example-coreos", "stable", signed=True, live="live", second_gcp=True)
+    """One architecture, one digest a file, no generator, GCP's image without a release, the old
+    live names."""
+    era = Era("example-coreos", "stable", signed=True, live="live", second=False)
     release, arch = "32.20200601.3.0", "x86_64"
     images = {"aws": regions(release, arch, "eu-north-1", "us-east-1"), "gcp": gcp(arch)}
     made = era.architecture(release, arch, CLOUDS_2020, METAL, images)
@@ -148,13 +159,12 @@ def fcos_2020() -> dict[str, Any]:
 
 
 def fcos_2021() -> dict[str, Any]:
-    """12 platforms and 13 disks."""
+    """12 platforms and 13 disks; a second digest for what is compressed."""
     era = Era("example-coreos", "stable", signed=True, live="live", second_gcp=True)
-    release, arch = "33.20210426.3.0", "x86_64"
+    release, arch = "34.20210518.3.0", "x86_64"
     images = {"aws": regions(release, arch, "us-east-1"), "gcp": gcp(arch)}
     made = era.architecture(release, arch, CLOUDS_2021, METAL, images)
-    metadata = {"last-modified": "2021-05-11T12:00:00Z", "generator": "example-generator v0.1.0"}
-    return era.document(metadata, {arch: made})
+    return era.document({"last-modified": "2021-06-01T12:00:00Z"}, {arch: made})
 
 
 def fcos_2026() -> dict[str, Any]:
@@ -186,21 +196,22 @@ def fcos_2026() -> dict[str, Any]:
 
 
 def rhcos_4_8() -> dict[str, Any]:
-    """gzip, no signatures, releases that differ between architectures."""
-    era = Era("example-rhcos", "rhcos-4.8", signed=False, live="live", second_gcp=True)
-    releases = {"x86_64": "48.83.202103221318-0", "ppc64le": "48.83.202103221317-0"}
+    """gzip, signatures that are named and never were served, releases that differ between
+    architectures."""
+    era = Era("example-rhcos", "rhcos-4.8", signed=True, live="live", second_gcp=True)
+    releases = {"x86_64": "48.84.202206140145-0", "ppc64le": "48.84.202206132151-0"}
     clouds = {"x86_64": RHCOS, "ppc64le": subset(RHCOS, "openstack", "qemu")}
     images = {"x86_64": {"aws": regions(releases["x86_64"], "x86_64", "us-east-1")}}
     made = {
         arch: era.architecture(release, arch, clouds[arch], RHCOS_METAL, images.get(arch, {}))
         for arch, release in releases.items()
     }
-    metadata = {"last-modified": "2021-04-01T12:00:00Z", "generator": "example cosa2stream"}
+    metadata = {"last-modified": "2022-06-15T12:00:00Z", "generator": "plume example"}
     return era.document(metadata, made)
 
 
 def rhcos_4_11() -> dict[str, Any]:
-    """Four architectures, clouds that keep objects, and a disk to copy into Azure."""
+    """No signatures, four architectures, clouds that keep objects, and a disk to copy into Azure."""
     era = Era("example-rhcos", "rhcos-4.11", signed=False, live="live", second_gcp=True)
     release = "411.86.202206131434-0"
     clouds = {
@@ -218,6 +229,7 @@ def rhcos_4_11() -> dict[str, Any]:
         },
         "ppc64le": {"powervs": objects(release, "ppc64le", "eu-de", "us-south")},
     }
+    del images["x86_64"]["gcp"]["family"]
     made = {
         arch: era.architecture(release, arch, clouds[arch], RHCOS_METAL, images.get(arch, {}))
         for arch in clouds
