@@ -319,26 +319,25 @@ def _check_key(name: str, pattern: str, place: str, what: str) -> None:
 def _cut_files(top: Node, there: set[FileKey], kept: set[FileKey]) -> list[Edit]:
     """Level by level: members that lose all their files are cut; in those that lose some, the
     search goes on."""
-    return _cut_below(top, ("architectures", None, "artifacts", None, "formats", None, None), (), there, kept)
+    steps = ("architectures", None, "artifacts", None, "formats", None, None)
+    return _cut_below(top, steps, (), _beginnings(there) - _beginnings(kept))
+
+
+def _beginnings(keys: set[FileKey]) -> set[tuple[str, ...]]:
+    return {key[:depth] for key in keys for depth in range(1, len(key) + 1)}
 
 
 def _cut_below(
-    node: Node,
-    steps: tuple[str | None, ...],
-    key: tuple[str, ...],
-    there: set[FileKey],
-    kept: set[FileKey],
+    node: Node, steps: tuple[str | None, ...], key: tuple[str, ...], gone: set[tuple[str, ...]]
 ) -> list[Edit]:
     if not steps or not isinstance(node.content, dict):
         return []
     if steps[0] is not None:
         child = node.content.get(steps[0])
-        return _cut_below(child, steps[1:], key, there, kept) if child else []
-    depth = len(key) + 1
-    had, have = {each[:depth] for each in there}, {each[:depth] for each in kept}
-    gone = {name for name in node.content if (*key, name) in had - have}
-    edits = json_text.cut(node, gone) if gone else []
+        return _cut_below(child, steps[1:], key, gone) if child else []
+    names = {name for name in node.content if (*key, name) in gone}
+    edits = json_text.cut(node, names) if names else []
     for name, child in node.content.items():
-        if name not in gone:
-            edits += _cut_below(child, steps[1:], (*key, name), there, kept)
+        if name not in names:
+            edits += _cut_below(child, steps[1:], (*key, name), gone)
     return edits

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from bisect import bisect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -260,9 +261,9 @@ def _inserted(text: str, node: Node, new: Mapping[str, Any], unit: str | None) -
     for key in sorted(new):
         inner = outer + unit if unit else ""
         member = f"{_dumps(key, None)}: {_dumps(new[key], unit, inner)}"
-        behind = next((each for name, each in zip(members, nodes, strict=True) if name > key), None)
-        if is_sorted and behind:
-            edits.append(Edit(behind.key, behind.key, f"{member},{gap}"))
+        at = bisect(members, key) if is_sorted else len(nodes)
+        if at < len(nodes):
+            edits.append(Edit(nodes[at].key, nodes[at].key, f"{member},{gap}"))
         else:
             edits.append(Edit(nodes[-1].end, nodes[-1].end, f",{gap}{member}"))
     return edits
