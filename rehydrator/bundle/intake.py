@@ -155,11 +155,11 @@ def select_files(
     """
     by_name = {path.name: path for path in files}
     found: dict[Path, Published] = {}
-    missing = []
+    missing: set[str] = set()
     for item in document.files:
         path = by_name.get(item.name) or by_name.get(image_name(item.name))
         if path is None:
-            missing.append(item.name)
+            missing.add(item.name)
         elif path not in found:
             found[path] = item
         else:

@@ -240,9 +240,9 @@ def test_digests(tmp_path: Path) -> None:
 
 
 def test_select(tmp_path: Path) -> None:
-    """By the location's basename, else by the name inside; missing ones are listed together."""
+    """By the location's basename, else by the name inside; missing ones are listed together, once."""
     files = [tmp_path / name for name in ("a.raw", "b.raw.xz", "c")]
-    items = tuple(published(name) for name in ("a.raw.xz", "b.raw.xz", "y", "x"))
+    items = tuple(published(name) for name in ("a.raw.xz", "b.raw.xz", "y", "x", "y"))
     notes: list[str] = []
     found = intake.select_files(files, StreamDocument("s", items), True, notes.append)
     assert {path.name: item.name for path, item in found.items()} == {
@@ -250,7 +250,7 @@ def test_select(tmp_path: Path) -> None:
         "b.raw.xz": "b.raw.xz",
     }
     assert [note.partition(":")[0] for note in notes] == ["c", "x", "y"]
-    with pytest.raises(NotInBundle, match=r"x, y.*--allow-missing"):
+    with pytest.raises(NotInBundle, match=r": x, y; .*--allow-missing"):
         intake.select_files(files, StreamDocument("s", items), False, notes.append)
 
 
