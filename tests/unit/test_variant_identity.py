@@ -124,8 +124,10 @@ def test_formats_without_identifiers(format_name: str, tmp_path: Path) -> None:
 def test_cid_of_any_length(digits: bytes, tmp_path: Path) -> None:
     """qemu-img writes the CID without leading zeros; with any number of digits the result is one."""
     name, data = IMAGES["vmdk"]
-    text = data[512 : 512 * 21].rstrip(b"\0").replace(b"CID=0f0e0d0c", b"CID=" + digits, 1)
-    given_one = data[:512] + text.ljust(512 * 20, b"\0") + data[512 * 21 :]
+    old = data[512 : 512 * 21].rstrip(b"\0")
+    text = old.replace(b"CID=0f0e0d0c", b"CID=" + digits, 1) + b"\0"
+    # As qemu-img: over the text with the longer CID, whose end stays.
+    given_one = data[:512] + (text + old[len(text) :]).ljust(512 * 20, b"\0") + data[512 * 21 :]
     made = given_identity(tmp_path / "disk", given_one, name)
     assert made == given_identity(tmp_path / "disk", data, name)
     assert b"\nCID=%08x\nparentCID=ffffffff\n" % IDENTITY.number32("vmdk cid") in made
@@ -140,6 +142,7 @@ def test_cid_of_any_length(digits: bytes, tmp_path: Path) -> None:
         (b"parentCID=ffffffff", b"parentCID=00000001", "a parent disk"),
         (b"streamOptimized", b"twoGbMaxExtentSparse", "create type"),
         (b'"lsilogic"\n', b'"lsilogic"\n\0rubbish', "behind the descriptor's text"),
+        (b'"lsilogic"\n', b'"lsilogic"\n\0silogic"\n', "behind the descriptor's text"),
     ],
 )
 def test_vmdk_refused(old: bytes, new: bytes, why: str, tmp_path: Path) -> None:
