@@ -30,7 +30,7 @@ VERBS = {
     "validate": "stream_validate",
 }
 
-# The most bytes that are read for a stream document; some 100 kB is usual.
+# The most bytes that are read for a stream document; tens of kilobytes are usual.
 LIMIT = json_text.MAX_BYTES
 
 
