@@ -138,7 +138,8 @@ def _partitions(base: Path, size: int) -> list[tuple[int, int, int]] | None:
             return None
         raise HostileInput(f"{base}: reading its partition table: {done.said}")
     try:
-        table = json.loads(done.stdout)["partitiontable"]
+        # It names the file, whose path may be no UTF-8.
+        table = json.loads(done.stdout.decode(errors="replace"))["partitiontable"]
         listed = table.get("partitions", [])[: _MAX_PARTITIONS + 1]
         found = [_partition(each, number) for number, each in enumerate(listed, 1)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

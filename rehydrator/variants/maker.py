@@ -149,6 +149,8 @@ class Maker:
         wanted = self._selected(table)
         self._base_size = inspect(options.base, _format_of(options.base)).virtual_size
         found = [self._variant(table[name]) for name in wanted]
+        if options.gpg_key:
+            _check_key(options.gpg_key)
         for each in found:
             if (options.directory / each.file).resolve() == options.base.resolve():
                 raise UsageError(f"{options.base}: is itself the file of {each.platform}; write elsewhere")
@@ -488,6 +490,12 @@ class Maker:
             )
 
 
+def _check_key(key_id: str) -> None:
+    """Raise UsageError where gpg has no such secret key: the first signature comes after an hour."""
+    if host.run(["gpg", "--batch", "--no-tty", "--list-secret-keys", "--", key_id], 60).status:
+        raise UsageError(f"gpg has no secret key {key_id}; list yours with gpg -K")
+
+
 def _free_memory() -> int:
     """Bytes of memory that programs may take: free, or a cache's (Linux, proc(5), MemAvailable)."""
     with suppress(OSError, ValueError, IndexError):
@@ -512,4 +520,4 @@ def _as_ours(error: RehydratorError | OSError, what: str) -> RehydratorError:
         return error
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return LimitExceeded(f"{what}: {error.strerror}; free some space, or see --tmpdir")
-    return RehydratorError(f"{error.filename or what}: {error.strerror or error}")
+    return RehydratorError(f"{error.filename2 or error.filename or what}: {error.strerror or error}")
