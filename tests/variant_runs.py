@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from tests.conftest import User
 from tests.corpus.release import PLATFORMS
 from tests.guest_disks import MIB, GuestDisk, make_disk, run
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
-    from tests.conftest import Ran, User
+    from tests.conftest import Ran
 
 EPOCH = 1_750_000_000
 CLOUD_MIB = 24
@@ -57,6 +62,19 @@ def make_base(folder: Path) -> Base:
     table = folder / "derivations.yaml"
     table.write_text(f"cloud-size: {CLOUD_MIB}M\nplatforms:\n  ibmcloud: {{size: {IBM_MIB * MIB}}}\n")
     return Base(disk, qcow2, raw, table)
+
+
+@contextmanager
+def everybodys(base: Base) -> Iterator[tuple[User, Base]]:
+    """A home and a copy of the base that other users reach: every start of pytest closes pytest's own
+    directory to them."""
+    with TemporaryDirectory() as name:
+        home = Path(name)
+        home.chmod(0o777)
+        user = User(home)
+        user.tmp.chmod(0o777)
+        copies = [Path(shutil.copy(path, home)) for path in (base.qcow2, base.derivations)]
+        yield user, replace(base, qcow2=copies[0], derivations=copies[1])
 
 
 def variants(

@@ -22,10 +22,12 @@ import pytest
 from rehydrator.cli import main
 from rehydrator.core.errors import RehydratorError
 from rehydrator.variants import convert as conversion
+from rehydrator.variants import maker
 from rehydrator.variants.identity import Identity
 from tests.conftest import NOBODY, Ran, User, leftovers, names_in, sha256
+from tests.corpus.release import PLATFORMS
 from tests.guest_disks import MIB, debugfs, run
-from tests.variant_runs import EPOCH, Base, make_base, variants
+from tests.variant_runs import EPOCH, Base, everybodys, make_base, variants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,6 +84,16 @@ class Inside(User):
 @pytest.fixture
 def inside(tmp_path: Path) -> Inside:
     return Inside(tmp_path)
+
+
+class Silent:
+    """Hears nothing."""
+
+    def note(self, text: str) -> None: ...
+
+    def step(self, platform: str, what: str) -> None: ...
+
+    def done(self, outcome: maker.Outcome) -> None: ...
 
 
 def refused(user: User, base: Base, code: int, *said: str, platforms: str = "nutanix", **ask: Any) -> str:
@@ -469,6 +481,18 @@ def test_a_thousand_jobs(user: User, base: Base) -> None:
     assert names_in(user.home / "release") == names
 
 
+@pytest.mark.parametrize(("jobs", "gib"), [(1, 1), (2, 2), (2, 64), (64, 8), (64, 256), (1024, 1), (4, 4)])
+def test_memory_for_xz(base: Base, monkeypatch: pytest.MonkeyPatch, jobs: int, gib: int) -> None:
+    """However many jobs: xz -9 takes 650 MiB for each thread, and has never fewer than two."""
+    monkeypatch.setattr(maker, "_free_memory", lambda: gib << 30)
+    names = ("demo", "s", "1", "x86_64")
+    options = maker.Options(base.qcow2, Path("release"), PLATFORMS, *names, epoch=EPOCH, jobs=jobs)
+    at_once, threads = maker.Maker(options, Silent())._at_once(21)
+    assert (at_once <= jobs, threads >= 2) == (True, True)
+    assert at_once * threads <= max(2 * at_once, jobs)
+    assert at_once * threads * 650 <= max(1300, gib << 10)
+
+
 # ---- the release directory
 
 
@@ -477,13 +501,10 @@ def test_a_release_directory_that_cannot_be(user: User, base: Base) -> None:
     before any work, by name."""
     (user.home / "file").write_text("x")
     refused(user, base, 2, "file", output="file")
-    (user.home / "closed").mkdir(mode=0o755)
-    for folder in (*user.home.parents, base.qcow2.parent, *base.qcow2.parents):
-        if folder.stat().st_uid == os.getuid() and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o055)
-    user.home.chmod(0o755)
-    user.tmp.chmod(0o777)
-    refused(user, base, 1, "closed", "Permission denied", output="closed", wrapper=NOBODYS)
+    (user.home / "closed").mkdir()
+    with everybodys(base) as (other, copy):
+        (other.home / "closed").mkdir(mode=0o755)
+        refused(other, copy, 1, "closed", "Permission denied", output="closed", wrapper=NOBODYS)
     read_only = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o ro none closed && exec "$@"', "sh"]
     refused(user, base, 1, "closed", "Read-only file system", output="closed", wrapper=read_only)
 
@@ -511,6 +532,37 @@ def test_a_document_that_is_there(
     refused(inside, base, code, "release/stream.json", said, output="release")
     assert names_in(inside.home / "release") == ["stream.json"]
     assert data is None or document.read_bytes() == data
+
+
+@pytest.mark.parametrize("name", [b"a b,c:d=e\n\xe2\x98\x83", b"-o", b"caf\xe9"])
+def test_strange_names_of_places(user: User, base: Base, name: bytes) -> None:
+    """Directories, and the base, may have any name: commas, colons, line ends, bytes that are no text."""
+    place = Path(os.fsdecode(name))
+    source = user.home / os.fsdecode(b"json:" + name + b".qcow2")
+    shutil.copy(base.qcow2, source)
+    (user.home / f"tmp {place}").mkdir()
+    more = ["--arch", "x86_64", "--jobs", 2, "--tmpdir", f"tmp {place}"]
+    platforms = "nutanix vmware gcp kubevirt hyperv"
+    ran = variants(user, base, *more, output=place, source=source.name, platforms=platforms)
+    assert ran.out == os.fsencode(place / "stream.json") + b"\n"
+    assert len(names_in(user.home / place)) == 6
+
+
+def test_a_directory_in_the_way(user: User, base: Base) -> None:
+    """A directory that has a file's name stays, and fails this file's platform by its name."""
+    (user.home / "release" / NUTANIX / "x").mkdir(parents=True)
+    ran = variants(user, base, platforms="nutanix qemu", code=3)
+    assert f"nutanix: FAILED: release/{NUTANIX}: Is a directory" in ran.err
+    assert (user.home / "release" / NUTANIX / "x").is_dir()
+
+
+def test_adding_that_fails(user: User, base: Base) -> None:
+    """A file that cannot be added is named (1); what was made is in the document."""
+    os.mkfifo(user.home / "demo-1.0.0-live.x86_64.iso")
+    more = ["--add", "demo-1.0.0-live.x86_64.iso"]
+    ran = variants(user, base, *more, platforms="nutanix", code=1)
+    assert "demo-1.0.0-live.x86_64.iso" in ran.err
+    assert names_in(user.home / "release") == [NUTANIX, "stream.json"]
 
 
 # ---- full disks
