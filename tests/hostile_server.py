@@ -35,6 +35,9 @@ class Request(BaseHTTPRequestHandler):
         with suppress(OSError):
             behaviour(self, content)
 
+    def do_CONNECT(self) -> None:
+        self.do_GET()
+
     def head(self, code: int, headers: Mapping[str, str]) -> None:
         self.send_response(code)
         for name, value in {"Connection": "close", **headers}.items():
@@ -261,6 +264,25 @@ def resetting(at: int, times: int = 1) -> Behaviour:
 def redirecting(to: str, code: int = 302) -> Behaviour:
     """To somewhere else."""
     return status(code, {"Location": to})
+
+
+def tunnelling(request: Request, content: bytes) -> None:
+    """As a proxy answers CONNECT (RFC 9110, 9.3.6): bytes to and fro, until both ends are done."""
+    host, _, port = request.path.rpartition(":")
+    with socket.create_connection((host, int(port))) as other:
+        request.send_response(200)
+        request.end_headers()
+        back = threading.Thread(target=_pass_on, args=(other, request.connection), daemon=True)
+        back.start()
+        _pass_on(request.connection, other)
+        back.join()
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
 
 
 def wrong_range(request: Request, content: bytes) -> None:

@@ -42,6 +42,7 @@ from rehydrator.core.errors import (
     Interrupted,
     LimitExceeded,
     NetworkError,
+    NotInBundle,
     RehydratorError,
     UsageError,
 )
@@ -71,7 +72,15 @@ _HEADER_VALUE: Final = re.compile(r"[\x21-\x7e\xa0-\xff](?:[\x20-\x7e\xa0-\xff]{
 
 
 class NotFound(NetworkError):
-    """The server (or the disk) does not have it, or does not give it to us."""
+    """The server does not have it, or does not give it to us."""
+
+
+class NoSuchFile(NotInBundle):
+    """A file of this machine is not there."""
+
+
+# What there is none of, wherever it was looked for.
+MISSING: Final = (NotFound, NoSuchFile)
 
 
 class TooLarge(LimitExceeded):
@@ -161,10 +170,11 @@ def read(source: str, limit: int) -> bytes:
     """What a URL (http, https, file) or a path holds, at most `limit` bytes; tried three times.
 
     Raises:
-        NotFound: there is no such thing.
+        NotFound, NoSuchFile: there is no such thing.
         NetworkError: it could not be had.
         LimitExceeded: it is larger.
         HostileInput: this is no URL.
+        RehydratorError: a file of this machine cannot be read.
     """
     with opened(Options(retries=2)) as client:
         return client.read(source, limit)
@@ -230,10 +240,12 @@ class Client:
 
         Raises:
             DigestMismatch: the bytes are not those of `expected`; none of them is kept.
-            NotFound: there is no such thing.
+            NotFound, NoSuchFile: there is no such thing.
             NetworkError: it could not be had; what came is kept for the next run.
             LimitExceeded: it is larger than allowed, or the disk is full.
             HostileInput: this is no URL.
+            RehydratorError: a file of this machine cannot be read, or what lies where its part
+                belongs is no file.
         """
         _parsed(source)
         with _Part(source, target, progress) as part:
@@ -368,13 +380,16 @@ class Client:
 
         if isinstance(error, urllib3.exceptions.LocationValueError):
             return HostileInput(f"{shown(url)}: not a URL that can be fetched")
-        refused = _cause(error, ssl.SSLCertVerificationError)
-        if refused:
-            said = getattr(refused, "verify_message", "") or "not trusted"
+        untrusted = _cause(error, ssl.SSLCertVerificationError)
+        if untrusted:
+            said = getattr(untrusted, "verify_message", "") or "not trusted"
             return NetworkError(
                 f"{shown(url)}: the server's certificate is refused: {said} (a certificate authority of "
                 "your own is named with SSL_CERT_FILE or REQUESTS_CA_BUNDLE)"
             )
+        refused = _tunnel_status(error)
+        if refused and refused not in _PASSING:
+            return NetworkError(f"{shown(url)}: the proxy answers {refused}")
         unknown = _cause(error, socket.gaierror)
         if isinstance(unknown, socket.gaierror) and unknown.errno == socket.EAI_NONAME:
             return NetworkError(f"{shown(url)}: {_reason(error, self.options.timeout)}")
@@ -553,6 +568,12 @@ def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseExcept
     return None
 
 
+def _tunnel_status(error: Exception) -> int:
+    """What a proxy answered to CONNECT, which http.client has in its message only; else 0."""
+    found = re.search(r"Tunnel connection failed: ([0-9]{3})\b", str(_cause(error, OSError)))
+    return int(found[1]) if found else 0
+
+
 def _reason(error: Exception, timeout: float) -> str:
     """An error of urllib3's in words; its own name addresses of Python objects."""
     from urllib3 import exceptions
@@ -567,7 +588,8 @@ def _reason(error: Exception, timeout: float) -> str:
     if isinstance(error, exceptions.TimeoutError):
         return f"no answer within {timeout:g} s"
     if isinstance(error, exceptions.ProxyError):
-        return "the proxy refuses"
+        answered = _tunnel_status(error)
+        return f"the proxy answers {answered}" if answered else "the proxy refuses"
     if _cause(error, exceptions.IncompleteRead) or isinstance(error, exceptions.ProtocolError):
         return "the connection broke off"
     return f"no HTTP ({type(error).__name__})"
@@ -641,12 +663,14 @@ def _local(source: str, url: SplitResult, client: Client) -> Iterator[_Answer]:
     try:
         # A pipe would wait for its other end.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
-        raise NotFound(f"{source}: {getattr(error, 'strerror', None) or 'no such file'}") from None
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+        raise NoSuchFile(f"{source}: no such file") from None
+    except OSError as error:
+        raise RehydratorError(f"{source}: {os.strerror(error.errno or 0).lower()}") from None
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise NotFound(f"{source}: not a regular file")
+            raise RehydratorError(f"{source}: not a regular file")
         headers = {"Content-Length": str(found.st_size)}
         yield _Answer(source, 200, headers, lambda count: os.read(descriptor, count), client)
     finally:
@@ -688,8 +712,7 @@ class _Part:
         self.pieced, self.resumable = False, True
 
     def __enter__(self) -> Self:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._descriptor = os.open(self.path, flags, 0o666)
+        self._descriptor = _own_file(self.path)
         try:
             while chunk := os.read(self._descriptor, 1 << 20):
                 self._count(chunk)
@@ -727,7 +750,10 @@ class _Part:
             self.restart()
         self.total, self._validators = answer.length, answer.validators
         with suppress(OSError):  # without it, a later run starts over
-            self._state.write_text(json.dumps(self._validators))
+            # Anew: what else may lie there under that name is not written to.
+            self._state.unlink(missing_ok=True)
+            with self._state.open("x") as file:
+                json.dump(self._validators, file)
 
     def go_on(self, answer: _Answer, limit: int) -> None:
         """The answer is what was missing; else nothing of it is used, and it is all fetched anew."""
@@ -789,10 +815,29 @@ class _Part:
         self._state.unlink(missing_ok=True)
 
 
+def _own_file(path: Path) -> int:
+    """A descriptor of the file, made if need be; of no other file through a link, and of no pipe,
+    which would wait for its other end.
+
+    Raises:
+        RehydratorError: there is something else.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o666)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.ELOOP, errno.EISDIR, errno.ENXIO}:
+            raise
+    raise RehydratorError(f"{path}: there is something that is no regular file; move it away")
+
+
 def _saved(state: Path) -> dict[str, str]:
     """The validators that an earlier run wrote down; none where that cannot be read."""
     with suppress(OSError, ValueError, RecursionError):
-        if state.stat().st_size <= _STATE_LIMIT:
+        if state.is_file() and state.stat().st_size <= _STATE_LIMIT:
             found = json.loads(state.read_text())
             if isinstance(found, dict):
                 kept = {key: found.get(key) for key in ("etag", "modified")}

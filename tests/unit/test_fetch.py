@@ -7,6 +7,7 @@ import json
 import os
 import random
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,7 @@ from rehydrator.core.errors import (
     Interrupted,
     LimitExceeded,
     NetworkError,
+    RehydratorError,
     UsageError,
 )
 from rehydrator.host import fetch
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 DATA = random.Random(5).randbytes(300_000)
 OTHER = random.Random(6).randbytes(300_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
-QUICK = fetch.Options(timeout=0.5, retries=3, pause=0.01, longest_pause=0.05, max_size=1 << 20)
+# A second is nothing on a busy machine: only where a server stalls is the timeout one that ends.
+QUICK = fetch.Options(timeout=20, retries=3, pause=0.01, longest_pause=0.05, max_size=1 << 20)
+IMPATIENT = replace(QUICK, timeout=0.5, retries=9)
 
 
 @pytest.fixture(autouse=True)
@@ -71,9 +75,15 @@ def got(url: str, target: Path, expected: str = SHA256, options: fetch.Options =
     return said
 
 
-def refused(url: str, target: Path, kind: type[Exception], expected: str = SHA256) -> str:
+def refused(
+    url: str,
+    target: Path,
+    kind: type[Exception],
+    expected: str = SHA256,
+    options: fetch.Options = QUICK,
+) -> str:
     """A download that fails, with nothing under the final name; the message."""
-    with fetch.opened(QUICK) as client, pytest.raises(kind) as failed:
+    with fetch.opened(options) as client, pytest.raises(kind) as failed:
         client.download(url, target, expected=expected)
     assert kind is type(failed.value)
     assert not target.exists()
@@ -122,7 +132,9 @@ def test_gets_there(
     server: hostile.Server, tmp_path: Path, behaviour: hostile.Behaviour, expected: str
 ) -> None:
     """Whatever passes ends with the right bytes in place, and nothing beside them."""
-    got(server.serve("/file", DATA, behaviour), tmp_path / "file", expected)
+    stalls = behaviour in {BEHAVIOURS["stalled"], BEHAVIOURS["stalled before the body"]}
+    options = IMPATIENT if stalls else QUICK
+    got(server.serve("/file", DATA, behaviour), tmp_path / "file", expected, options)
 
 
 def test_resumes_within_a_run(server: hostile.Server, tmp_path: Path) -> None:
@@ -176,6 +188,45 @@ def test_last_modified_resumes(server: hostile.Server, tmp_path: Path) -> None:
     url = server.serve("/file", DATA, hostile.truncating(1000, headers={"ETag": "", "Last-Modified": date}))
     got(url, tmp_path / "file", "")
     assert date == server.asked("/file")[1]["if-range"]
+
+
+def put(kind: str, path: Path, elsewhere: Path) -> None:
+    """Something that is no regular file."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(elsewhere)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "directory", "link"])
+def test_part_that_is_no_file(server: hostile.Server, tmp_path: Path, kind: str) -> None:
+    """Where the part belongs lies a pipe (which is not waited for), a directory, or a link (what it
+    leads to is not written to): told in words, before any request."""
+    url, elsewhere = server.serve("/file", DATA), tmp_path / "elsewhere"
+    part = fetch.part_of(url, tmp_path / "file")
+    elsewhere.write_bytes(b"of somebody else")
+    put(kind, part, elsewhere)
+    said = refused(url, tmp_path / "file", RehydratorError)
+    assert f"{part}: there is something that is no regular file" in said
+    assert server.requests == []
+    assert elsewhere.read_bytes() == b"of somebody else"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_state_that_is_no_file(server: hostile.Server, tmp_path: Path, kind: str) -> None:
+    """The note beside a part is written anew, never through what lies there under its name."""
+    url, elsewhere = server.serve("/file", DATA, hostile.truncating(1000)), tmp_path / "elsewhere"
+    part = fetch.part_of(url, tmp_path / "file")
+    part.write_bytes(DATA[:10])
+    elsewhere.write_bytes(b"of somebody else")
+    put(kind, fetch.state_of(part), elsewhere)
+    with fetch.opened(QUICK) as client:
+        client.download(url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == DATA
+    assert names_in(tmp_path) == ["elsewhere", "file"]
+    assert elsewhere.read_bytes() == b"of somebody else"
 
 
 @pytest.mark.parametrize("part", [DATA, DATA + b"more", OTHER, bytes(1000)])
@@ -267,7 +318,8 @@ def test_refusals_that_do_not_pass(server: hostile.Server, tmp_path: Path, code:
 )
 def test_gives_up(server: hostile.Server, tmp_path: Path, behaviour: hostile.Behaviour) -> None:
     """What never passes is given up after the retries, in words."""
-    said = refused(server.serve("/file", DATA, behaviour), tmp_path / "file", NetworkError)
+    options = replace(QUICK, timeout=0.5)
+    said = refused(server.serve("/file", DATA, behaviour), tmp_path / "file", NetworkError, options=options)
     assert said.endswith("; given up after 4 attempts")
     assert len(server.requests) == 4
 
@@ -276,8 +328,7 @@ def test_advance_is_no_failure(server: hostile.Server, tmp_path: Path) -> None:
     """A connection that breaks every MiB is not given up: each attempt brings the file nearer."""
     data = random.Random(8).randbytes(6 << 20)
     url = server.serve("/file", data, hostile.truncating(1 << 20, times=99))
-    options = fetch.Options(timeout=0.5, retries=1, pause=0.01)
-    with fetch.opened(options) as client:
+    with fetch.opened(replace(QUICK, retries=1, max_size=len(data))) as client:
         client.download(url, tmp_path / "file", expected=hashlib.sha256(data).hexdigest())
     assert data == (tmp_path / "file").read_bytes()
 
@@ -485,6 +536,41 @@ def test_proxy(server: hostile.Server, tmp_path: Path, monkeypatch: pytest.Monke
         assert client.read(server.url("/direct"), 10) == b"direct"
 
 
+def test_proxy_for_https(
+    server: hostile.Server, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """https goes through a tunnel (CONNECT): the proxy gets its own password and no other, the server
+    the URL's, and its certificate is checked all the same."""
+    monkeypatch.setenv("https_proxy", server.url("", host="me:proxys@127.0.0.1"))
+    with hostile.running(certificate) as secure:
+        secure.serve("/file", DATA)
+        place = secure.url("").removeprefix("https://")
+        server.serve(place, b"", hostile.tunnelling)
+        url = secure.url("/file", host="me:servers@127.0.0.1")
+        assert "certificate is refused" in refused(url, tmp_path / "x", NetworkError)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        got(url, tmp_path / "file")
+        assert [path for path, _ in server.requests] == [place, place]
+        sent = server.requests[1][1]
+        assert (sent["proxy-authorization"], "authorization" in sent) == ("Basic bWU6cHJveHlz", False)
+        [(_, sent)] = secure.requests
+        assert (sent["authorization"], "proxy-authorization" in sent) == ("Basic bWU6c2VydmVycw==", False)
+
+
+def test_proxy_that_refuses(server: hostile.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that wants a password is asked once; the message says so, and whom to tell."""
+    monkeypatch.setenv("https_proxy", server.url("", host="me:s3cret@127.0.0.1"))
+    monkeypatch.setenv("http_proxy", server.url("", host="me:s3cret@127.0.0.1"))
+    server.serve("files.invalid:443", b"", hostile.status(407))
+    server.serve("http://files.invalid/x", b"", hostile.status(407))
+    for url in ("https://files.invalid/x", "http://files.invalid/x"):
+        server.requests.clear()
+        said = refused(url, tmp_path / "x", NetworkError)
+        assert "407" in said
+        assert "s3cret" not in said
+        assert len(server.requests) == 1
+
+
 def test_proxy_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy that does not speak HTTP is 2, one that is not there 12; neither shows its password."""
     monkeypatch.setenv("http_proxy", "socks5://me:s3cret@127.0.0.1:1")
@@ -511,11 +597,14 @@ def test_read(server: hostile.Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["none", "pipe", "directory", "nul\0"])
 def test_no_local_file(tmp_path: Path, name: str) -> None:
-    """What is no regular file is not found, and a pipe is not waited for."""
+    """What is not there is 4, as a file that a release does not have; what is no regular file is 1,
+    and a pipe is not waited for."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "directory").mkdir()
-    with pytest.raises(fetch.NotFound):
+    with pytest.raises(RehydratorError, match=f"{tmp_path}/{name}: ") as failed:
         fetch.read(str(tmp_path / name), 10)
+    assert {"pipe": 1, "directory": 1}.get(name, 4) == failed.value.exit_code
+    assert isinstance(failed.value, fetch.MISSING) == (failed.value.exit_code == 4)
 
 
 def test_local_file_is_copied(tmp_path: Path) -> None:
