@@ -24,7 +24,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
-from urllib.parse import urlsplit
 
 from rehydrator import host
 from rehydrator.core.errors import (
@@ -38,6 +37,14 @@ from rehydrator.core.errors import (
 )
 from rehydrator.host import fetch, gpg
 from rehydrator.metadata.document import Document, quoted
+from rehydrator.metadata.json_text import MAX_BYTES
+from rehydrator.metadata.names import (
+    PARTIAL_SUFFIXES,
+    SIGNATURE_SUFFIX,
+    STREAM_DOCUMENT,
+    TEMPORARY_PREFIX,
+)
+from rehydrator.metadata.rewrite import checked_base
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -46,8 +53,6 @@ if TYPE_CHECKING:
     from rehydrator.metadata.document import File, FileKey
 
 _Result = TypeVar("_Result")
-
-STREAM_JSON: Final = "stream.json"
 
 # States of a file, and of its signature.
 DOWNLOADED: Final = "downloaded"
@@ -58,8 +63,7 @@ ABSENT: Final = "absent"
 UNCHECKED: Final = "not checked"
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
-# Longer names leave no room for ".rehydrator-" and ".sig".
-_NAME_BYTES: Final = 239
+_NAME_BYTES: Final = 255 - len(TEMPORARY_PREFIX) - len(SIGNATURE_SUFFIX)
 
 
 class Reporter(Protocol):
@@ -136,11 +140,10 @@ def planned(files: Sequence[File], document: str) -> list[Wanted]:
         wanted = _wanted(each, document)
         other = found.get(wanted.name)
         if other:
-            _refuse_unlike(other, wanted)
-            wanted = Wanted(other.name, other.source, other.signature, other.sha256, other.keys + wanted.keys)
+            wanted = _one(other, wanted)
         found[wanted.name] = wanted
     for name in found:
-        if name.removesuffix(".sig") != name and name.removesuffix(".sig") in found:
+        if name.endswith(SIGNATURE_SUFFIX) and name.removesuffix(SIGNATURE_SUFFIX) in found:
             raise HostileInput(f"{name}: a file has the name of another one's signature")
     return list(found.values())
 
@@ -159,18 +162,28 @@ def _wanted(file: File, document: str) -> Wanted:
 
 def _check_name(file: File) -> None:
     name = file.name
-    taken = name.lower() in {STREAM_JSON, f"{STREAM_JSON}.sig"} or name.endswith((".part", ".part.json"))
+    own = {STREAM_DOCUMENT, f"{STREAM_DOCUMENT}{SIGNATURE_SUFFIX}"}
+    taken = name.lower() in own or name.endswith(PARTIAL_SUFFIXES)
     strange = name.startswith(".") or "/" in name or not name.isprintable()
     if not name or taken or strange or len(name.encode(errors="replace")) > _NAME_BYTES:
         raise HostileInput(f"{file.key}.location: {name[:300]!r} cannot be the name of a file in a mirror")
 
 
-def _refuse_unlike(one: Wanted, other: Wanted) -> None:
-    if one.sha256 != other.sha256 or (not one.sha256 and one.source != other.source):
+def _one(first: Wanted, second: Wanted) -> Wanted:
+    """The one file that two places in the document name; each may have what the other lacks."""
+    both = first.sha256 and second.sha256
+    if first.sha256 != second.sha256 if both else first.source != second.source:
         raise HostileInput(
-            f"{one.name}: {one.keys[0]} and {other.keys[0]} are different files of the same name; "
+            f"{first.name}: {first.keys[0]} and {second.keys[0]} are different files of the same name; "
             "mirror their platforms or architectures into directories of their own"
         )
+    return Wanted(
+        first.name,
+        first.source,
+        first.signature or second.signature,
+        first.sha256 or second.sha256,
+        first.keys + second.keys,
+    )
 
 
 # ---- having it
@@ -211,7 +224,7 @@ class Mirror:
 
         state, size, digest = self._in_place(wanted, check)
         if signature:
-            _replace(self.directory / f"{wanted.name}.sig", signature)
+            _replace(self.directory / f"{wanted.name}{SIGNATURE_SUFFIX}", signature)
         checked = GOOD if signers else UNCHECKED if signature else ABSENT
         return Outcome(wanted, state, size, digest, checked, "".join(signers[-1:]))
 
@@ -259,7 +272,7 @@ class Mirror:
         if wanted.signature:
             try:
                 return self.client.read(wanted.signature, gpg.MAX_SIGNATURE)
-            except fetch.NotFound as error:
+            except fetch.MISSING as error:
                 reason = str(error)
         if self.require_signatures:
             raise SignatureMissing(f"{wanted.name}: not signed: {reason}")
@@ -291,8 +304,8 @@ def _side_by_side(
     mirror: Mirror, do: Callable[[Wanted], _Result], files: Sequence[Wanted], jobs: int
 ) -> list[_Result]:
     pool = ThreadPoolExecutor(jobs)
-    running = [pool.submit(do, each) for each in files]
     try:
+        running = [pool.submit(do, each) for each in files]
         for each in as_completed(running):
             each.result()
     except BaseException:
@@ -309,46 +322,63 @@ def _side_by_side(
 
 
 def rewritten(document: Document, outcomes: Sequence[Outcome], base_url: str) -> Document:
-    """The document of what was mirrored: only that, under `base_url` or, where it is empty, beside
-    the document; a signature that is not there is "".
+    """The document of what was mirrored: only that, under `base_url` (as checked_base_url gives it)
+    or, where it is empty, beside the document; a signature that is not there is "".
     """
-    prefix = f"{base_url.rstrip('/')}/" if base_url else ""
     moved: dict[FileKey, tuple[str, str | None]] = {}
     for each in outcomes:
-        location = prefix + quoted(each.wanted.name)
-        signature = f"{location}.sig" if each.signature != ABSENT else ""
+        location = base_url + quoted(each.wanted.name)
+        signature = f"{location}{SIGNATURE_SUFFIX}" if each.signature != ABSENT else ""
         moved |= dict.fromkeys(each.wanted.keys, (location, signature))
     return document.only(list(moved)).relocated(moved)
 
 
-def check_base_url(url: str) -> None:
-    """Raises UsageError where names cannot be appended to it."""
+def checked_base_url(url: str) -> str:
+    """Where a mirror will be served, so that names can follow; "" is beside the document. A relative
+    one is a forgotten https://, as files lie beside their document.
+
+    Raises:
+        UsageError: it is no URL.
+    """
+    base = checked_base(url)
+    if base and "://" not in base:
+        raise UsageError(f"--base-url {url}: a URL such as https://mirror.example/fcos is wanted")
+    return base
+
+
+def left_out(directory: Path, document: Document) -> list[str]:
+    """The files in the directory that its present stream.json names, and `document` does not: of
+    another release, or of other architectures and platforms.
+    """
+    path = directory / STREAM_DOCUMENT
+    if not path.is_file():
+        return []
     try:
-        parts = urlsplit(url)
-        fine = parts.scheme in {"http", "https", "file"} and not parts.query and not parts.fragment
-    except ValueError:
-        fine = False
-    if not fine or not url.isprintable() or " " in url:
-        raise UsageError(
-            f"--base-url {fetch.shown(url)}: a URL such as https://mirror.example/fcos is wanted"
-        )
+        with path.open("rb") as file:
+            old = Document.parse(file.read(MAX_BYTES + 1), str(path))
+    except (OSError, HostileInput):
+        return []  # it is replaced, whatever it was
+    gone = {each.name for each in old.files} - {each.name for each in document.files}
+    return sorted(name for name in gone if (directory / name).is_file())
 
 
 def write_document(directory: Path, document: Document) -> Path:
     """Write stream.json, complete or not at all; its path."""
-    _replace(directory / STREAM_JSON, document.data)
+    _replace(directory / STREAM_DOCUMENT, document.data)
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return directory / STREAM_JSON
+    return directory / STREAM_DOCUMENT
 
 
 def _replace(target: Path, data: bytes) -> None:
-    temporary = target.with_name(f".rehydrator-{target.name}")
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}")
     try:
-        with temporary.open("wb") as file:
+        # What a run that was killed left, or a link to elsewhere, is not written to.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

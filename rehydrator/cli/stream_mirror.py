@@ -12,6 +12,10 @@ import click
 from rehydrator.cli import printable
 from rehydrator.cli.common import Progress, human, json_option, table
 from rehydrator.core.errors import HostileInput, LimitExceeded, ToolMissing, UsageError, worst_exit_code
+from rehydrator.metadata.names import STREAM_DOCUMENT
+
+# How many files one message names.
+_NAMED = 3
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,8 +99,7 @@ def command(
         ) from None
     from rehydrator.host import fetch, gpg
 
-    if base_url:
-        mirror.check_base_url(base_url)
+    base = mirror.checked_base_url(base_url)
     reporter = _Reporter()
     options = fetch.Options(timeout=timeout, retries=retries, max_size=max_size)
     with ExitStack() as stack:
@@ -115,7 +118,7 @@ def command(
             reporter.note("signatures are downloaded, not checked: no --keyring was given")
         outcomes = mirror.have_all(maker, files, jobs)
         reporter.close()
-        return _finish(directory, document, outcomes, base_url, as_json)
+        return _finish(directory, document, outcomes, base, as_json)
 
 
 def _document(source: str, client: Client) -> Document:
@@ -125,7 +128,7 @@ def _document(source: str, client: Client) -> Document:
     from rehydrator.metadata.json_text import MAX_BYTES
 
     if "://" not in source:
-        if source != "-" and not Path(source).is_file():
+        if source != "-" and not Path(source).exists():
             raise UsageError(f"{source}: no such file; SRC is a stream document: a file, a URL or -")
         return Document.parse(read_document(source), source)
     try:
@@ -134,22 +137,24 @@ def _document(source: str, client: Client) -> Document:
         raise HostileInput(f"{error}; that is no stream document") from None
 
 
-def _finish(
-    directory: Path, document: Document, outcomes: list[Outcome], base_url: str, as_json: bool
-) -> int:
+def _finish(directory: Path, document: Document, outcomes: list[Outcome], base: str, as_json: bool) -> int:
     from rehydrator import mirror
 
     code = worst_exit_code([each.exit_code for each in outcomes])
-    written = None
+    written, left_out = None, []
+    _tell(outcomes, directory / STREAM_DOCUMENT, code)
     if not code:
-        written = mirror.write_document(directory, mirror.rewritten(document, outcomes, base_url))
-    _tell(outcomes, directory / mirror.STREAM_JSON, code)
+        new = mirror.rewritten(document, outcomes, base)
+        left_out = mirror.left_out(directory, new)
+        _tell_left_out(left_out)
+        written = mirror.write_document(directory, new)
     if as_json:
         report = {
             "stream": document.stream,
             "stream_json": str(written) if written else None,
             "exit_code": code,
             "files": [_as_json(each) for each in outcomes],
+            "left_out": left_out,
         }
         click.echo(json.dumps(report, indent=2))
     elif written:
@@ -175,8 +180,22 @@ def _tell(outcomes: list[Outcome], document: Path, code: int) -> None:
         f"{len(outcomes)} {'file' if len(outcomes) == 1 else 'files'}: {', '.join(parts)}{signed}", err=True
     )
     if code:
-        old = "the old one stays" if document.exists() else "nothing is complete"
-        click.echo(f"{document} was not written: {old}; run it again to go on", err=True)
+        old = "; the old one stays" if document.exists() else ""
+        click.echo(
+            f"{document} was not written, as the mirror is not complete{old}; run it again to go on", err=True
+        )
+
+
+def _tell_left_out(names: list[str]) -> None:
+    """Two runs with different --arch or --platform do not add up: said before somebody misses it."""
+    if names:
+        some = printable(", ".join(names[:_NAMED]))
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        click.echo(
+            f"{STREAM_DOCUMENT} does not name {some}{more} any more; the files stay: "
+            "remove them, or mirror all in one run, with every --arch and --platform",
+            err=True,
+        )
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from rehydrator.host import fetch
 from rehydrator.metadata.document import Document
 from tests import hostile_server as hostile
 from tests.conftest import NAME, User, leftovers, names_in, sha256
-from tests.unit.test_gpg import Keys
+from tests.gpg_keys import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,7 @@ DATA = {
 }
 FILE = {platform: NAME.format(platform, "raw") for platform in DATA}
 SIGNATURES = [f"{name}.sig" for name in FILE.values()]
-QUICK = ("--timeout", 1, "--retries", 2)
+QUICK = ("--timeout", 20, "--retries", 2)
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +153,9 @@ def test_mirror(release: Release) -> None:
 
 def test_base_url(release: Release) -> None:
     """Locations are rewritten to where the mirror will be served."""
-    release.mirror("--base-url", "https://mirror.example/fcos/")
+    release.mirror("--base-url", "https://mirror.example/fcos os")
     for platform, name in FILE.items():
-        url = f"https://mirror.example/fcos/{name}"
+        url = f"https://mirror.example/fcos%20os/{name}"
         release.file(platform).update(location=url, signature=f"{url}.sig")
     assert release.written == release.document
 
@@ -180,6 +181,8 @@ def test_mirror_of_a_mirror(release: Release) -> None:
         complete(release)
         assert (release.place / "stream.json").read_bytes() == first.read_bytes()
         shutil.rmtree(release.place)
+    ran = release.user.run("stream", "mirror", "/dev/stdin", "mirror", "--dry-run", stdin=first.read_bytes())
+    assert ran.out.decode().count("to download") == 3
     release.server.requests.clear()
     for name in names_in(first.parent):
         shutil.copy(first.parent / name, release.user.home)
@@ -196,6 +199,22 @@ def test_selection(release: Release) -> None:
     assert FILE["metal"] not in names_in(release.place)
     for option, name in (("--platform", "azure"), ("--arch", "s390x")):
         assert name in release.mirror(option, name, code=4).err
+
+
+def test_two_selections(release: Release) -> None:
+    """Two runs with different platforms do not add up: the second says what stream.json has no more;
+    the files stay. One run with both has them all, and downloads nothing again."""
+    release.mirror("--platform", "aws", "--platform", "metal")
+    ran = release.mirror("--platform", "qemu", "--json")
+    names = [FILE["aws"], FILE["metal"]]
+    assert f"stream.json does not name {names[0]}, {names[1]} any more; the files stay" in ran.err
+    assert json.loads(ran.out)["left_out"] == names
+    assert list(release.written["architectures"]["x86_64"]["artifacts"]) == ["qemu"]
+    assert set(names) < set(names_in(release.place))
+    release.server.requests.clear()
+    assert "any more" not in release.mirror().err
+    complete(release)
+    assert [release.asked(platform) for platform in DATA] == [[], [], []]
 
 
 def test_dry_run(release: Release) -> None:
@@ -254,7 +273,8 @@ def test_servers_that_pass(release: Release) -> None:
         disk = {"location": url, "sha256": hashlib.sha256(DATA["qemu"]).hexdigest()}
         artifacts[f"p{number}"] = {"formats": {"raw": {"disk": disk}}}
     release.document["architectures"] = {"x86_64": {"artifacts": artifacts}}
-    release.mirror("--jobs", len(BEHAVIOURS))
+    # Short, as one of them stalls; on a busy machine others may seem to.
+    release.mirror("--jobs", len(BEHAVIOURS), "--timeout", 1, "--retries", 9)
     names = [f"{number}.raw" for number in range(len(BEHAVIOURS))]
     assert names_in(release.place) == [*names, "stream.json"]
     assert {sha256(release.place / name) for name in names} == {hashlib.sha256(DATA["qemu"]).hexdigest()}
@@ -335,7 +355,8 @@ def test_interrupt(release: Release) -> None:
         assert time.monotonic() < deadline, running.poll()
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=10)
+    # A stalled download would end after 30 s only.
+    _, said = running.communicate(timeout=20)
     assert running.returncode == 130
     assert said.decode().endswith("rehydrator: interrupted\n")
     assert leftovers(release.user.home) == []
@@ -419,6 +440,9 @@ def test_names_of_this_machine(release: Release) -> None:
     (release.user.home / "local.json").write_text(json.dumps(release.document))
     release.mirror(source="local.json")
     complete(release)
+    shutil.rmtree(release.place)
+    local.unlink()
+    assert f"{local}: no such file" in release.mirror("--platform", "aws", source="local.json", code=4).err
 
 
 def test_names_that_no_mirror_has(release: Release) -> None:
@@ -472,6 +496,27 @@ def test_two_files_of_one_name(release: Release) -> None:
     assert len(release.asked("aws")) == 1
     files = release.written["architectures"]["x86_64"]["artifacts"]
     assert files["qemu"]["formats"]["raw"]["disk"]["location"] == FILE["aws"]
+
+
+def test_one_file_in_two_places() -> None:
+    """Where the document names one file twice, it has what either place says of it."""
+
+    def planned(*disks: dict[str, str]) -> list[mirror.Wanted]:
+        formats = {f"f{number}": {"disk": disk} for number, disk in enumerate(disks)}
+        artifacts = {"aws": {"release": "1", "formats": formats}}
+        document = {"stream": "s", "architectures": {"x86_64": {"artifacts": artifacts}}}
+        return mirror.planned(Document.parse(json.dumps(document).encode(), "it").files, "https://h/x")
+
+    bare = {"location": "https://h/a"}
+    signed = {**bare, "signature": "https://h/a.sig"}
+    digest = {**bare, "sha256": "0" * 64}
+    for disks in ((bare, signed, digest), (digest, bare, signed), (signed, digest, bare)):
+        [wanted] = planned(*disks)
+        assert (wanted.sha256, wanted.signature) == ("0" * 64, "https://h/a.sig")
+        assert [each.format for each in wanted.keys] == ["f0", "f1", "f2"]
+    for other in ({"location": "https://i/a"}, {"location": "https://i/a", "sha256": "1" * 64}):
+        with pytest.raises(HostileInput, match="different files of the same name"):
+            planned(digest, other)
 
 
 def test_name_of_a_signature(release: Release) -> None:
@@ -598,6 +643,19 @@ def test_place_that_cannot_be_written(release: Release) -> None:
     release.user.run("stream", "mirror", release.server.url("/stream.json"), "file/x", code=1)
 
 
+def test_link_instead_of_a_temporary_file(release: Release) -> None:
+    """What lies where a temporary file belongs, a link or a pipe, is replaced, never written through."""
+    release.place.mkdir()
+    elsewhere = release.user.home / "elsewhere"
+    elsewhere.write_text("of somebody else")
+    (release.place / ".rehydrator-stream.json").symlink_to(elsewhere)
+    os.mkfifo(release.place / f".rehydrator-{SIGNATURES[0]}")
+    release.mirror()
+    complete(release)
+    assert not (release.place / "stream.json").is_symlink()
+    assert elsewhere.read_text() == "of somebody else"
+
+
 def test_full_disk(release: Release) -> None:
     """A disk that is full: 9, and the next run goes on."""
     limit = ["sh", "-c", 'ulimit -f 20; exec "$@"', "sh"]
@@ -611,10 +669,10 @@ def test_full_disk(release: Release) -> None:
 
 def test_base_url_that_is_none(release: Release) -> None:
     """Locations cannot be under what is no URL: 2."""
-    for url in ("mirror.example", "ftp://x", "https://x?y", "https://x/#y", "http://[x", "http://a b"):
-        with pytest.raises(UsageError, match="--base-url"):
-            mirror.check_base_url(url)
-    assert "--base-url a:b" in release.mirror("--base-url", "a:b", code=2).err
+    for url in ("mirror.example", "/x", "ftp://x", "https://x?y", "https://x/#y", "http://[x", "http://a b"):
+        with pytest.raises(UsageError, match=re.escape(url)):
+            mirror.checked_base_url(url)
+    assert "a:b" in release.mirror("--base-url", "a:b", code=2).err
     assert release.server.requests == []
 
 
