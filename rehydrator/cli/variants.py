@@ -29,7 +29,8 @@ from rehydrator.core.errors import ToolMissing, UsageError, worst_exit_code
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from rehydrator.variants.maker import Outcome, Variant
+    from rehydrator.variants.maker import Outcome
+    from rehydrator.variants.plan import Variant
 
 
 @click.command("variants", short_help="Make every platform's images from one canonical image.")
@@ -119,7 +120,8 @@ def command(
     """
     try:
         from rehydrator.variants.document import add_files, open_document, write_document
-        from rehydrator.variants.maker import Maker, Options
+        from rehydrator.variants.maker import Maker
+        from rehydrator.variants.plan import Options, check_added, make_plan
     except ModuleNotFoundError as error:
         raise ToolMissing(
             f"variants need the Python package {error.name}, which is not here: bundles' containers "
@@ -138,16 +140,16 @@ def command(
     with ExitStack() as stack:
         reporter = _Reporter()
         stack.callback(reporter.close)
-        maker = Maker(options, reporter)
-        variants = maker.plan()
-        maker.check_added(added, variants)
+        plan = make_plan(options, reporter.note)
+        check_added(options, added, plan.variants)
         if dry_run:
-            _show_plan(variants, as_json)
+            _show_plan(plan.variants, as_json)
             return 0
         stack.enter_context(_directory(directory))
         staging = stack.enter_context(work_directory(directory, "variants"))
         scratch = stack.enter_context(work_directory(tmpdir or directory, "variants"))
-        outcomes = maker.make(variants, scratch.absolute(), staging.absolute())
+        maker = Maker(options, plan, reporter, scratch.absolute(), staging.absolute())
+        outcomes = maker.make()
         files, written = [outcome.written for outcome in outcomes if outcome.written], None
         try:
             files.extend(map(maker.add, added))

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from rehydrator.variants.maker import Options, Written
+    from rehydrator.variants.maker import Written
+    from rehydrator.variants.plan import Options
 
 
 def open_document(directory: Path, stream: str) -> Document:

@@ -13,24 +13,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from rehydrator import host
-from rehydrator.core.errors import LimitExceeded, RehydratorError, ToolMissing, UsageError
+from rehydrator.core.errors import LimitExceeded, RehydratorError, UsageError
 from rehydrator.host import gpg
 from rehydrator.host.guest import open_guests
-from rehydrator.metadata.document import WORD
-from rehydrator.metadata.names import SIGNATURE_SUFFIX, image_name, parse_name
+from rehydrator.metadata.names import SIGNATURE_SUFFIX
 from rehydrator.variants import stamp as stamps
-from rehydrator.variants import wrap
-from rehydrator.variants.compress import COMPRESSORS, compress
-from rehydrator.variants.convert import convert, inspect
-from rehydrator.variants.derivations import load_derivations, load_platforms
-from rehydrator.variants.identity import Identity
+from rehydrator.variants.compress import compress
+from rehydrator.variants.convert import convert
+from rehydrator.variants.image import make_image
 from rehydrator.variants.tools import Measured, measure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from rehydrator.variants.derivations import Consoles, Derivation
+    from rehydrator.variants.plan import Options, Plan, Variant
 
 _T = TypeVar("_T")
 
@@ -39,14 +36,6 @@ _LONGEST = 24 * 3600
 # xz -9 with two threads (xz -vv says 1,250 MiB), and with each one more.
 _XZ_MEMORY = 1_300 << 20
 _XZ_THREAD = _XZ_MEMORY // 2
-# The programs that wrapping takes.
-_WRAPPERS = {
-    "ova": ("tar",),
-    "powervs-ova": ("fallocate", "tar"),
-    "gcp-tar": ("fallocate", "tar"),
-    "ociarchive": ("gzip", "tar"),
-}
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 class Reporter(Protocol):
@@ -63,48 +52,6 @@ class Reporter(Protocol):
     def done(self, outcome: Outcome) -> None:
         """A platform is through."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What to make. `platforms` empty: all of the architecture; `epoch` in seconds since 1970."""
-
-    base: Path
-    directory: Path
-    platforms_file: Path
-    name: str
-    stream: str
-    release: str
-    arch: str
-    epoch: int
-    platforms: tuple[str, ...] = ()
-    compress: bool = True
-    derivations: Path | None = None
-    gpg_key: str = ""
-    editor: str = "auto"
-    jobs: int = 1
-
-    def __post_init__(self) -> None:
-        for option, word in (("--name", self.name), ("--stream", self.stream), ("--release", self.release)):
-            if not re.fullmatch(WORD, word):
-                raise UsageError(f"{option} {word!r:.80}: up to 128 letters, digits and . _ + - are expected")
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One platform's file to be: its name as published, without the outer compression, and the
-    virtual size of its disk in bytes."""
-
-    derivation: Derivation
-    file: str
-    image: str
-    size: int
-    method: str
-    template: wrap.Template | None = None
-
-    @property
-    def platform(self) -> str:
-        return self.derivation.platform
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,45 +76,25 @@ class Outcome:
 
 
 class Maker:
-    """Plans and makes the variants of one base."""
+    """Makes the variants of a plan. `scratch` is a private directory, `staging` another, on the
+    file system of the release."""
 
-    def __init__(self, options: Options, reporter: Reporter) -> None:
-        self._options, self._reporter = options, reporter
-        self._consoles: Consoles = load_platforms(options.platforms_file, options.arch)
-        self._base_size = 0
-        self._scratch = self._staging = options.directory
+    def __init__(
+        self, options: Options, plan: Plan, reporter: Reporter, scratch: Path, staging: Path
+    ) -> None:
+        self._options, self._plan, self._reporter = options, plan, reporter
+        self._scratch, self._staging = scratch, staging
 
-    def plan(self) -> list[Variant]:
-        """The variants to make, by platform.
-
-        Raises:
-            UsageError: an unknown platform, or one that this program cannot make.
-            HostileInput: the base is not what its name says.
-        """
-        options = self._options
-        table = load_derivations(options.derivations)
-        wanted = self._selected(table)
-        self._base_size = inspect(options.base, _format_of(options.base)).virtual_size
-        found = [self._variant(table[name]) for name in wanted]
-        if options.gpg_key:
-            _check_key(options.gpg_key)
-        for each in found:
-            if (options.directory / each.file).resolve() == options.base.resolve():
-                raise UsageError(f"{options.base}: is itself the file of {each.platform}; write elsewhere")
-        return found
-
-    def make(self, variants: Sequence[Variant], scratch: Path, staging: Path) -> list[Outcome]:
-        """Make them; each that fails is reported in its outcome, and the others go on. `scratch`
-        is a private directory, `staging` another, on the file system of the release.
+    def make(self) -> list[Outcome]:
+        """Make them; each that fails is reported in its outcome, and the others go on.
 
         Raises:
             RehydratorError: what concerns them all: the base, the appliance, no space at all.
         """
-        self._scratch, self._staging = scratch, staging
-        outcomes, ready = self._stamped(variants)
+        outcomes, ready = self._stamped()
         for outcome in outcomes:
             self._reporter.done(outcome)
-        at_once, threads = self._at_once(len(ready))
+        at_once, threads = side_by_side(self._options, len(ready))
         pool = ThreadPoolExecutor(at_once)
         try:
             waiting = {pool.submit(self._make, each, disk, threads) for each, disk in ready}
@@ -179,81 +106,19 @@ class Maker:
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-        order = {each.platform: number for number, each in enumerate(variants)}
+        order = {each.platform: number for number, each in enumerate(self._plan.variants)}
         return sorted(outcomes, key=lambda outcome: order[outcome.variant.platform])
 
-    def _selected(self, table: Mapping[str, Derivation]) -> list[str]:
-        options = self._options
-        here = {name: each for name, each in table.items() if options.arch in each.arches}
-        for name in options.platforms:
-            if name not in here:
-                raise UsageError(
-                    f"no platform {name!r} for {options.arch}; there are {', '.join(sorted(here))}; "
-                    "a new one is a stanza in a file for --derivations"
-                )
-            if need := here[name].needs.get(options.arch):
-                raise UsageError(f"{name} on {options.arch} needs {need}: this program cannot make it")
-        if options.platforms:
-            return list(dict.fromkeys(options.platforms))
-        for name, each in sorted(here.items()):
-            if need := each.needs.get(options.arch):
-                self._reporter.note(f"{name}: left out, needs {need}")
-        found = sorted(name for name, each in here.items() if options.arch not in each.needs)
-        if not found:
-            raise UsageError(f"no platform of {options.arch} can be made")
-        return found
-
-    def _variant(self, derivation: Derivation) -> Variant:
-        options = self._options
-        method = derivation.compress if options.compress else "none"
-        stem = f"{options.name}-{options.release}-{derivation.platform}.{options.arch}"
-        image = f"{stem}.{derivation.extension}"
-        file = image + (COMPRESSORS[method].suffix if method != "none" else "")
-        named = parse_name(file, options.name, options.release)
-        if named.arch != options.arch or not named.release:
-            raise UsageError(f"{file}: name, release and platform do not make a file name of the convention")
-        self._check_programs(derivation, method)
-        template = self._template(derivation) if derivation.template else None
-        return Variant(derivation, file, image, derivation.size or self._base_size, method, template)
-
-    def _template(self, derivation: Derivation) -> wrap.Template:
-        table = self._options.derivations
-        try:
-            return wrap.load_template(derivation.template, table.parent if table else None)
-        except UsageError as error:
-            raise UsageError(f"{derivation.platform}: {error}") from None
-
-    def _check_programs(self, derivation: Derivation, method: str) -> None:
-        """Raise ToolMissing now, not after an hour, where a program that is needed is not here."""
-        programs = [*_WRAPPERS.get(derivation.wrap, ())]
-        if method != "none":
-            programs += [COMPRESSORS[method].pack[0], COMPRESSORS[method].unpack[0]]
-        if self._options.gpg_key:
-            programs.append("gpg")
-        try:
-            for program in programs:
-                host.find(program)
-        except ToolMissing as error:
-            raise ToolMissing(f"{derivation.platform}: {error}") from None
-
-    def _at_once(self, count: int) -> tuple[int, int]:
-        """How many platforms at a time, and threads of xz for each: a core, and memory, for each."""
-        jobs = self._options.jobs
-        room = _free_memory() if self._options.compress else count * _XZ_MEMORY
-        at_once = max(1, min(jobs, count, room // _XZ_MEMORY))
-        return at_once, max(2, min(jobs // at_once, room // at_once // _XZ_THREAD))
-
-    def _stamped(self, variants: Sequence[Variant]) -> tuple[list[Outcome], list[tuple[Variant, Path]]]:
+    def _stamped(self) -> tuple[list[Outcome], list[tuple[Variant, Path]]]:
         """Each platform's disk as an overlay over the base, edited."""
-        options = self._options
+        options, plan = self._options, self._plan
         failed: list[Outcome] = []
         disks: list[tuple[Variant, Path]] = []
         base = self._scratch / "base.raw"
         self._check_space()
         self._reporter.step("", "unpacking the base")
-        identity = Identity("", options.epoch)
-        convert(options.base, _format_of(options.base), "raw", (), base, identity, _LONGEST)
-        for each in variants:
+        convert(options.base, plan.base_format, "raw", (), base, options.identity(""), _LONGEST)
+        for each in plan.variants:
             with self._reported(each, "grow", failed):
                 disks.append((each, self._overlay(base, each)))
         if any(self._touches(each) for each, _ in disks):
@@ -263,9 +128,9 @@ class Maker:
         return failed, [(each, disk) for each, disk in disks if each.platform not in lost]
 
     def _overlay(self, base: Path, variant: Variant) -> Path:
-        if variant.size < self._base_size:
+        if variant.size < self._plan.base_size:
             raise UsageError(
-                f"{self._options.base}: its disk of {self._base_size} bytes is too large for "
+                f"{self._options.base}: its disk of {self._plan.base_size} bytes is too large for "
                 f"{variant.platform}, whose size is {variant.size}; give a larger `size` with --derivations"
             )
         overlay = self._scratch / f"{variant.platform}.overlay"
@@ -294,13 +159,13 @@ class Maker:
             for each, disk in disks:
                 with self._reported(each, "stamp", failed), self._user_names():
                     self._reporter.step(each.platform, "stamp")
-                    files = stamps.stamped(boot, each.derivation, self._consoles, words, name)
+                    files = stamps.stamped(boot, each.derivation, self._plan.consoles, words, name)
                     if files:
                         guests.write(disk, files)
 
     def _touches(self, variant: Variant) -> bool:
         derivation = variant.derivation
-        return bool(derivation.files) or stamps.touches_boot(derivation, self._consoles)
+        return bool(derivation.files) or stamps.touches_boot(derivation, self._plan.consoles)
 
     @contextmanager
     def _reported(self, variant: Variant, what: str, failed: list[Outcome]) -> Iterator[None]:
@@ -343,7 +208,7 @@ class Maker:
 
         try:
             work.mkdir()
-            image = step("convert", lambda: self._image(variant, disk, work))
+            image = step("convert", lambda: make_image(self._options, variant, disk, work, _LONGEST))
             target = self._staging / variant.file
             what = "hash" if variant.method == "none" else "compress"
             packed, plain = step(what, lambda: self._packed(variant, image, target, threads))
@@ -356,10 +221,11 @@ class Maker:
         return Outcome(variant, written, None, tuple(seconds.items()))
 
     def add(self, path: Path) -> Written:
-        """Publish a file that is there already: live media, or a disk that no derivation makes.
+        """Publish a file that is there already (check_added() had a look at its name): live media,
+        or a disk that no derivation makes.
 
         Raises:
-            UsageError: its name is not one of this release.
+            RehydratorError: it cannot be read, or the disk is full.
         """
         self._reporter.step("", f"adding {path.name}")
         target = self._staging / path.name
@@ -368,29 +234,6 @@ class Maker:
             return self._publish(target, measure(target), None)
         except OSError as error:
             raise _as_ours(error, path.name) from None
-
-    def check_added(self, paths: Sequence[Path], variants: Sequence[Variant]) -> None:
-        """Raise UsageError unless the files' names are of this release, uncompressed, and no two,
-        nor one that is made, are the same."""
-        taken = {each.file: f"the file of {each.platform}" for each in variants}
-        for path in paths:
-            self._check_name(path)
-            if path.name in taken:
-                raise UsageError(f"{path}: {path.name} is {taken[path.name]} already; leave one of them out")
-            taken[path.name] = str(path)
-
-    def _check_name(self, path: Path) -> None:
-        options = self._options
-        if path.name.endswith(SIGNATURE_SUFFIX):
-            raise UsageError(f"{path.name}: signatures are made with --gpg-key, not added")
-        named = parse_name(path.name, options.name, options.release)
-        if (named.name, named.release, named.arch) != (options.name, options.release, options.arch):
-            raise UsageError(
-                f"{path.name}: a file to add is named "
-                f"{options.name}-{options.release}-ROLE.{options.arch}.EXT"
-            )
-        if image_name(path.name) != path.name:
-            raise UsageError(f"{path.name}: add what is inside of it, or live media; not compressed files")
 
     def _publish(self, target: Path, packed: Measured, plain: Measured | None) -> Written:
         """Sign a finished file and give it its name."""
@@ -410,57 +253,6 @@ class Maker:
         if signature.exists() and not (old.is_file() and measure(old) == packed):
             signature.unlink()
             self._reporter.note(f"{signature.name}: removed, because {name} is another one now")
-
-    def _identity(self, variant: Variant) -> Identity:
-        options = self._options
-        return Identity(f"{options.name} {options.release} {options.arch} {variant.platform}", options.epoch)
-
-    def _image(self, variant: Variant, disk: Path, work: Path) -> Path:
-        """The image form: converted and wrapped."""
-        derivation, identity = variant.derivation, self._identity(variant)
-        target = work / variant.image
-        inner = {
-            "ova": "disk.vmdk",
-            "gcp-tar": "disk.raw",
-            "powervs-ova": f"{self._options.name}-disk.raw",
-            "ociarchive": f"{variant.image.removesuffix('.ociarchive')}.qcow2",
-        }.get(derivation.wrap, variant.image)
-        converted = work / inner
-        convert(disk, "qcow2", derivation.format, derivation.arguments, converted, identity, _LONGEST)
-        match derivation.wrap:
-            case "":
-                return converted
-            case "gcp-tar":
-                wrap.gcp_tar(converted, target, identity)
-            case "ociarchive":
-                self._ociarchive(variant, converted, target, identity)
-            case _:
-                self._ova(variant, converted, target, identity)
-        converted.unlink()
-        return target
-
-    def _ociarchive(self, variant: Variant, disk: Path, target: Path, identity: Identity) -> None:
-        options = self._options
-        architecture = _ARCHITECTURES.get(options.arch, options.arch)
-        member = f"disk/{disk.name}"
-        wrap.ociarchive(
-            disk, target, architecture, options.release, member, identity, compressed=options.compress
-        )
-
-    def _ova(self, variant: Variant, disk: Path, target: Path, identity: Identity) -> None:
-        options = self._options
-        values = {
-            "vsphere_image_name": target.stem,
-            "vsphere_product_name": options.name,
-            "vsphere_product_vendor_name": options.name,
-            "vsphere_product_version": options.release,
-            **variant.derivation.values,
-        }
-        assert variant.template
-        if variant.derivation.wrap == "powervs-ova":
-            wrap.powervs_ova(disk, target, variant.template, values, identity, disk_name=disk.name)
-        else:
-            wrap.ova(disk, variant.size, target, variant.template, values, identity)
 
     def _packed(
         self, variant: Variant, image: Path, target: Path, threads: int
@@ -490,10 +282,12 @@ class Maker:
             )
 
 
-def _check_key(key_id: str) -> None:
-    """Raise UsageError where gpg has no such secret key: the first signature comes after an hour."""
-    if host.run(["gpg", "--batch", "--no-tty", "--list-secret-keys", "--", key_id], 60).status:
-        raise UsageError(f"gpg has no secret key {key_id}; list yours with gpg -K")
+def side_by_side(options: Options, count: int) -> tuple[int, int]:
+    """How many of `count` platforms at a time, and threads of xz for each: a core, and memory, for
+    each."""
+    room = _free_memory() if options.compress else count * _XZ_MEMORY
+    at_once = max(1, min(options.jobs, count, room // _XZ_MEMORY))
+    return at_once, max(2, min(options.jobs // at_once, room // at_once // _XZ_THREAD))
 
 
 def _free_memory() -> int:
@@ -503,16 +297,6 @@ def _free_memory() -> int:
             words = {line.split(":")[0]: line.split() for line in file}
         return int(words["MemAvailable"][1]) << 10
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _format_of(base: Path) -> str:
-    """The format that the base's name says: qcow2 or raw."""
-    formats = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}
-    if base.suffix not in formats:
-        raise UsageError(
-            f"{base}: a base is named .qcow2 or .raw; decompress it, or convert it with qemu-img, first"
-        )
-    return formats[base.suffix]
 
 
 def _as_ours(error: RehydratorError | OSError, what: str) -> RehydratorError:

@@ -46,6 +46,15 @@ _POSIX: Final = ("--sort=name", "--format=posix")
 _PAX: Final = "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime"
 
 
+# The programs that each wrapper takes.
+PROGRAMS: Final = {
+    "ova": ("tar",),
+    "powervs-ova": ("fallocate", "tar"),
+    "gcp-tar": ("fallocate", "tar"),
+    "ociarchive": ("gzip", "tar"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
     """An OVF descriptor with placeholders such as {vmdk_size}; `name` is for messages."""

@@ -24,6 +24,7 @@ from rehydrator.core.errors import RehydratorError
 from rehydrator.variants import convert as conversion
 from rehydrator.variants import maker
 from rehydrator.variants.identity import Identity
+from rehydrator.variants.plan import Options
 from tests.conftest import NOBODY, Ran, User, leftovers, names_in, sha256
 from tests.corpus.release import PLATFORMS
 from tests.guest_disks import MIB, debugfs, run
@@ -84,16 +85,6 @@ class Inside(User):
 @pytest.fixture
 def inside(tmp_path: Path) -> Inside:
     return Inside(tmp_path)
-
-
-class Silent:
-    """Hears nothing."""
-
-    def note(self, text: str) -> None: ...
-
-    def step(self, platform: str, what: str) -> None: ...
-
-    def done(self, outcome: maker.Outcome) -> None: ...
 
 
 def refused(user: User, base: Base, code: int, *said: str, platforms: str = "nutanix", **ask: Any) -> str:
@@ -486,8 +477,8 @@ def test_memory_for_xz(base: Base, monkeypatch: pytest.MonkeyPatch, jobs: int, g
     """However many jobs: xz -9 takes 650 MiB for each thread, and has never fewer than two."""
     monkeypatch.setattr(maker, "_free_memory", lambda: gib << 30)
     names = ("demo", "s", "1", "x86_64")
-    options = maker.Options(base.qcow2, Path("release"), PLATFORMS, *names, epoch=EPOCH, jobs=jobs)
-    at_once, threads = maker.Maker(options, Silent())._at_once(21)
+    options = Options(base.qcow2, Path("release"), PLATFORMS, *names, epoch=EPOCH, jobs=jobs)
+    at_once, threads = maker.side_by_side(options, 21)
     assert (at_once <= jobs, threads >= 2) == (True, True)
     assert at_once * threads <= max(2 * at_once, jobs)
     assert at_once * threads * 650 <= max(1300, gib << 10)
