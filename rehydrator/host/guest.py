@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 EDITORS: Final = ("auto", "offline", "guestfs", "mount")
 MAX_READ: Final = 1 << 20
 _MAX_LINKS = 40
+# Linux's PATH_MAX. What is larger is not even read: debugfs gives all of it, be it gigabytes.
+_MAX_TARGET = 4096
 _MAX_DEPTH = 128
 _MAX_FOUND = 4096
 _BOOT_FOLDERS: Final = frozenset({"loader", "grub2", "grub"})
@@ -209,8 +211,10 @@ class Guests:
                 done.append(part)
                 continue
             links += 1
+            if entry.size > _MAX_TARGET:
+                raise HostileInput(f"{self._base}: {here} is a symlink of {entry.size} bytes; it is damaged")
             target = self._target(volume, here)
-            if target.startswith("/") or links > _MAX_LINKS or len(target) > 4096:
+            if target.startswith("/") or links > _MAX_LINKS or len(target) > _MAX_TARGET:
                 raise HostileInput(
                     f"{self._base}: {path} leads through the symlink {here} -> {target!r:.80}, "
                     "which is absolute or goes round; name the file itself"

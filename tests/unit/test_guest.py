@@ -297,6 +297,15 @@ class TestRefusals:
                 with pytest.raises(HostileInput, match="symlink"):
                     guests.write(tmp_path / name, {f"/boot/{name}": b""})
 
+    def test_symlink_of_gigabytes(self, tmp_path: Path, offline: Offline) -> None:
+        """A symlink that says it has gigabytes is refused before it is read, also on a filesystem
+        that is not to be edited, which nobody has checked."""
+        disk = make_disk(tmp_path)
+        image = f"{disk.base}?offset={disk.root.offset}"
+        debugfs(image, f"symlink long {'a' * 100}", "set_inode_field long size 3000000000", write=True)
+        with offline(disk.base) as guests, pytest.raises(HostileInput, match="symlink of 3000000000 bytes"):
+            guests.read("/long")
+
     def test_deep(self, tmp_path: Path, offline: Offline) -> None:
         """A path or a symlink through thousands of directories is refused."""
         disk = make_disk(tmp_path)
