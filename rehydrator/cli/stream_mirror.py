@@ -80,7 +80,8 @@ def command(
     as_json: bool,
 ) -> int:
     """Download what the stream document SRC (a file, a URL or -) names into DEST, and write the document
-    there, its locations rewritten. DEST is what `rehydrator build` takes.
+    there, its locations rewritten. DEST is what `rehydrator build` takes. The document there names
+    what this run was asked for: give all of --arch and --platform at once.
 
     Files that are there and right are kept, and a download that was broken off goes on where it
     stopped. Every sha256 is checked; with --keyring every signature, too. A file whose sha256 the
@@ -108,6 +109,8 @@ def command(
         client = stack.enter_context(fetch.opened(options, reporter.note))
         document = _document(source, client)
         found = mirror.selected(document, arches, platforms)
+        if len(found) < len(document.files):
+            _keep_source(source, directory / STREAM_DOCUMENT)
         files = mirror.planned(found, source)
         maker = mirror.Mirror(directory, client, reporter, keys, require_signatures)
         reporter.expect(len(files), {each.name: each.size for each in found})
@@ -119,6 +122,19 @@ def command(
         outcomes = mirror.have_all(maker, files, jobs)
         reporter.close()
         return _finish(directory, document, outcomes, base, as_json)
+
+
+def _keep_source(source: str, written: Path) -> None:
+    """A document that lies in DEST may be replaced by itself, but not by a part of itself.
+
+    Raises:
+        UsageError: it would be.
+    """
+    if written.exists() and Path(source).exists() and written.samefile(source):
+        raise UsageError(
+            f"{source} is in DEST, and what --arch and --platform leave of it would be written over it; "
+            "name another DEST"
+        )
 
 
 def _document(source: str, client: Client) -> Document:

@@ -316,7 +316,8 @@ class Client:
                 most = max(most, size())
                 if failures > self.options.retries:
                     raise NetworkError(
-                        f"{shown(source)}: {trouble}; given up after {failures} attempts"
+                        f"{shown(source)}: {trouble}; given up after {failures} "
+                        f"{'attempt' if failures == 1 else 'attempts'}"
                     ) from None
                 pause = min(
                     self.options.longest_pause,

@@ -245,6 +245,20 @@ def test_two_selections(release: Release) -> None:
     assert [release.asked(platform) for platform in DATA] == [[], [], []]
 
 
+def test_document_in_the_mirror(release: Release) -> None:
+    """A document that was put into DEST first is replaced by what was mirrored of it, but never by a
+    part of it (2): the rest would be lost."""
+    release.place.mkdir()
+    document = release.place / "stream.json"
+    document.write_text(json.dumps(release.document))
+    said = release.mirror("--platform", "aws", source="mirror/stream.json", code=2).err
+    assert "name another DEST" in said
+    assert json.loads(document.read_bytes()) == release.document
+    release.mirror(source="mirror/stream.json")
+    complete(release)
+    assert "name another DEST" in release.mirror("--platform", "aws", source=document, code=2).err
+
+
 def test_dry_run(release: Release) -> None:
     """--dry-run asks for the document only, and writes nothing; digests of what is there are real."""
     ran = release.mirror("--dry-run")
