@@ -584,6 +584,8 @@ def _reason(error: Exception, timeout: float) -> str:
     if _cause(error, TimeoutError):
         return f"not a byte for {timeout:g} s"
     system = _cause(error, OSError)
+    if isinstance(system, ssl.SSLError) and system.reason:  # WRONG_VERSION_NUMBER: no TLS at all
+        return f"TLS failed: {system.reason.replace('_', ' ').lower()}"
     if isinstance(system, OSError) and system.strerror:
         return system.strerror.lower()
     if isinstance(error, exceptions.TimeoutError):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -501,6 +502,15 @@ def test_certificates_are_checked(certificate: Path, tmp_path: Path, monkeypatch
             said = refused(server.url("/file", host="localhost"), tmp_path / "x", NetworkError)
             assert "mismatch" in said
             monkeypatch.delenv(name)
+
+
+def test_no_tls(server: hostile.Server, tmp_path: Path) -> None:
+    """https where a server speaks http is told in words, not in OpenSSL's."""
+    server.serve("/file", DATA)
+    url = server.url("/file").replace("http:", "https:")
+    said = refused(url, tmp_path / "x", NetworkError)
+    # OpenSSL's reason differs between its versions.
+    assert re.fullmatch(rf"{re.escape(url)}: TLS failed: [a-z ]+; given up after 4 attempts", said)
 
 
 def test_certificate_bundle_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
