@@ -1,4 +1,5 @@
-"""A rehydrated image is a disk that boots: GRUB, the kernel and the root filesystem come from it."""
+"""Disks that boot: GRUB, the kernel and the root filesystem come from a rehydrated image, and from a
+fresh one, whoever edited it."""
 
 from __future__ import annotations
 
@@ -44,3 +45,16 @@ def test_damage_is_seen(tmp_path: Path) -> None:
     booted, console = boot(disk, "raw", PATIENCE)
     assert not booted
     assert f"{MANIFEST}: FAILED" in console
+
+
+@pytest.mark.boot
+@pytest.mark.parametrize("editor", ["mount", "guestfs"])
+def test_edited_guests_boot(tmp_path: Path, editor: str) -> None:
+    """A disk stamped by a mount or by libguestfs boots, too, and its kernel is told the platform."""
+    (disk,) = make_small(
+        tmp_path, ("openstack",), megabytes=8, cloud_mib=256, bootable=True, live=False, editor=editor
+    )
+    booted, console = boot(disk, "qcow2", PATIENCE)
+    assert booted, console
+    said = next(line for line in console.splitlines() if MARKER in line)
+    assert "ignition.platform.id=openstack" in said.split()
