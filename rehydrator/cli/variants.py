@@ -141,6 +141,7 @@ def command(
         reporter = _Reporter()
         stack.callback(reporter.close)
         plan = make_plan(options, reporter.note)
+        reporter.total = len(plan.variants)
         check_added(options, added, plan.variants)
         if dry_run:
             _show_plan(plan.variants, as_json)
@@ -261,6 +262,7 @@ class _Reporter:
 
     def __init__(self) -> None:
         self._line, self._doing = StatusLine(), dict[str, str]()
+        self.total = self._through = 0
         self._lock = threading.Lock()
 
     def note(self, text: str) -> None:
@@ -273,11 +275,12 @@ class _Reporter:
             if platform:
                 self._doing.pop("", None)
             doing = "  ".join(f"{name} {step}".strip() for name, step in self._doing.items())
-            self._line.show(printable(doing))
+            self._line.show(printable(f"{self._through}/{self.total}  {doing}"))
 
     def done(self, outcome: Outcome) -> None:
         with self._lock:
             self._doing.pop(outcome.variant.platform, None)
+            self._through += 1
         if outcome.error:
             self.note(f"{outcome.variant.platform}: failed")
         elif outcome.written:

@@ -158,7 +158,7 @@ class Maker:
             words = {"release": options.release, "name": options.name, "arch": options.arch}
             for each, disk in disks:
                 with self._reported(each, "stamp", failed), self._user_names():
-                    self._reporter.step(each.platform, "stamp")
+                    self._reporter.step("", f"stamping {each.platform}")
                     files = stamps.stamped(boot, each.derivation, self._plan.consoles, words, name)
                     if files:
                         guests.write(disk, files)
