@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from rehydrator.core.errors import Interrupted, RehydratorError, ToolMissing
+from rehydrator.core.errors import Interrupted, LimitExceeded, RehydratorError, ToolMissing
+from rehydrator.host.pipes import KEPT_STDERR, Talk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +42,6 @@ PACKAGES: Final = {
 INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM)
 
 _SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_SAID = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,7 @@ def run(
     Raises:
         ToolMissing: it is not installed.
         Interrupted: stop_all() ended it.
+        LimitExceeded: it says more than 256 MiB (it was killed).
         RehydratorError: it did not end in time (it was killed).
     """
     given = stdin if isinstance(stdin, bytes) else None
@@ -95,11 +96,14 @@ def run(
         stderr=None if show else subprocess.PIPE,
         env=env,
     ) as program:
+        talk = Talk(program, given or b"")
         try:
-            said, complained = program.communicate(given, timeout=timeout)
+            talk.to_the_end(timeout)
         except subprocess.TimeoutExpired:
             raise RehydratorError(f"{argv[0]}: did not end within {timeout:g} seconds") from None
-    return Result(program.returncode, said or b"", _printable(complained or b""))
+        except LimitExceeded as error:
+            raise LimitExceeded(f"{argv[0]}: {error}") from None
+    return Result(program.returncode, bytes(talk.said), _printable(bytes(talk.complained)))
 
 
 _running: set[subprocess.Popen[bytes]] = set()
@@ -182,7 +186,7 @@ def stopped() -> bool:
 
 
 def _printable(stderr: bytes) -> str:
-    text = stderr[-_SAID:].decode(errors="replace").strip()
+    text = stderr[-KEPT_STDERR:].decode(errors="replace").strip()
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
