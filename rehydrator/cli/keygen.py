@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import click
 
+from rehydrator.cli.common import json_option
 from rehydrator.core.errors import UsageError
 
 
@@ -45,7 +47,8 @@ def ask_password(*, confirm: bool) -> bytes:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The password is its content.",
 )
-def command(prefix: Path, no_password: bool, password_file: Path | None) -> None:
+@json_option
+def command(prefix: Path, no_password: bool, password_file: Path | None, as_json: bool) -> None:
     """Write PREFIX.key and PREFIX.pub: a P-256 key pair in PEM.
 
     The private key is encrypted with a password: from --password-file, from the environment
@@ -61,4 +64,7 @@ def command(prefix: Path, no_password: bool, password_file: Path | None) -> None
     if password == b"":
         raise UsageError("an empty password protects nothing; say --no-password if that is meant")
     key_id = keygen(str(prefix), password)
-    click.echo(f"{prefix}.key, {prefix}.pub: key {key_id}", err=True)
+    if as_json:
+        click.echo(json.dumps({"key": f"{prefix}.key", "public": f"{prefix}.pub", "key_id": key_id}))
+    else:
+        click.echo(f"{prefix}.key, {prefix}.pub: key {key_id}", err=True)

@@ -357,7 +357,8 @@ def test_info_names_the_rung(user: User, made: Made) -> None:
 
 def test_help(user: User) -> None:
     """Every verb explains itself and its exit codes; the version is one line."""
-    verbs = ["build", "info", "keygen", "list", "print-stream-json", "rehydrate", "verify"]
+    verbs = ["build", "info", "keygen", "list", "print-stream-json", "rehydrate", "stream", "variants"]
+    verbs += ["verify"]
     top = user.run("--help").out.decode()
     assert [verb for verb in verbs if verb not in top] == []
     for verb in verbs:
@@ -402,7 +403,8 @@ def test_keygen(user: User) -> None:
     user.run("keygen", "file", "--password-file", "password")
     user.run("keygen", "environment", env={"REHYDRATOR_PASSWORD": "secret"})
     user.run("keygen", "bytes", env={"REHYDRATOR_PASSWORD": os.fsdecode(b"\xff")})
-    user.run("keygen", "plain", "--no-password")
+    said = json.loads(user.run("keygen", "plain", "--no-password", "--json").out)
+    assert (said["key"], said["public"], len(said["key_id"])) == ("plain.key", "plain.pub", 16)
     for name in ("file", "environment", "bytes"):
         assert "ENCRYPTED" in (user.home / f"{name}.key").read_text()
     assert "ENCRYPTED" not in (user.home / "plain.key").read_text()
