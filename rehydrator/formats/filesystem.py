@@ -71,11 +71,18 @@ class FileSystem:
 
 
 def decode_lz4(packed: bytes, size: int) -> bytes:
-    """Exactly `size` plain bytes of an LZ4 block that ends with `packed` (LZ4 Block Format
+    """Exactly `size` plain bytes of an LZ4 block; HostileInput otherwise."""
+    plain = unpack_lz4(packed, size)
+    _refuse_lz4(len(plain) != size, size)
+    return plain
+
+
+def unpack_lz4(packed: bytes, limit: int) -> bytes:
+    """The plain bytes, `limit` at most, of the LZ4 block that `packed` is (LZ4 Block Format
     Description: token, literal length, literals, offset, match length).
 
     Raises:
-        HostileInput: it is cut short, points before its beginning, or is not `size` bytes.
+        HostileInput: it is cut short, points before its beginning, or holds more.
     """
     plain, at = bytearray(), 0
     while True:
@@ -83,17 +90,15 @@ def decode_lz4(packed: bytes, size: int) -> bytes:
             raise HostileInput("an LZ4 block is cut short")
         token, at = packed[at], at + 1
         length, at = _lz4_length(packed, at, token >> 4)
-        _refuse_lz4(at + length > len(packed) or len(plain) + length > size, size)
+        _refuse_lz4(at + length > len(packed) or len(plain) + length > limit, limit)
         plain += packed[at : at + length]
         at += length
         if at == len(packed):
-            break
+            return bytes(plain)
         distance, at = int.from_bytes(packed[at : at + 2], "little"), at + 2
         length, at = _lz4_length(packed, at, token & 15)
-        _refuse_lz4(not 0 < distance <= len(plain) or len(plain) + length + 4 > size, size)
+        _refuse_lz4(not 0 < distance <= len(plain) or len(plain) + length + 4 > limit, limit)
         _repeat(plain, distance, length + 4)
-    _refuse_lz4(len(plain) != size, size)
-    return bytes(plain)
 
 
 def _refuse_lz4(wrong: bool, size: int) -> None:

@@ -1,0 +1,361 @@
+"""squashfs is mapped exactly, or declined: against mksquashfs and unsquashfs."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import random
+import subprocess
+import zlib
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+from backports import zstd
+
+from rehydrator.core.errors import HostileInput, Unexplained
+from rehydrator.core.reader import BytesReader
+from rehydrator.formats import c_squashfs as c
+from rehydrator.formats import filesystem, squashfs
+from rehydrator.formats.filesystem import ZEROS, Block, FileSystem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TEXT = b"All happy families are alike; each unhappy family is unhappy in its own way. "
+KIB = 1 << 10
+
+
+def tree(root: Path) -> dict[bytes, bytes]:
+    """A tree of every kind of file; the regular ones by path, of hard links all."""
+    dice = random.Random(4)
+    noise = dice.randbytes(300 * KIB)
+    files = {
+        "empty": b"",
+        "tiny": b"x",
+        "small": TEXT * 3,
+        "one block": (TEXT * 2000)[: 128 * KIB],
+        "noise": noise,
+        "again/noise": noise,
+        "again/noise and more": noise + TEXT,
+        "text": b"".join(TEXT + str(k).encode() for k in range(6000)),
+        "hole first": bytes(260 * KIB) + TEXT,
+        "hole last": TEXT + bytes(700 * KIB),
+        "hole between": noise[:128] + bytes(512 * KIB) + noise[: 140 * KIB],
+        "only a hole": bytes(512 * KIB),
+        "\u00e9t\u00e9/\u20ac": "\u20ac".encode(),
+        "/".join(f"d{k}" for k in range(60)) + "/deep": b"deep",
+    }
+    files |= {f"many/{'n' * 80}{k}": bytes([k % 256]) * k for k in range(600)}
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (root / "many" / "link").hardlink_to(root / "small")
+    (root / "again" / "link").hardlink_to(root / "noise")
+    (root / "symlink").symlink_to("/etc/passwd")
+    (root / "no files").mkdir()
+    os.mkfifo(root / "fifo")
+    os.mknod(root / "null", 0o20666, os.makedev(1, 3))
+    files |= {"many/link": files["small"], "again/link": noise}
+    return {os.fsencode(name): data for name, data in files.items()}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[bytes, bytes]]:
+    root = tmp_path_factory.mktemp("tree")
+    return root, tree(root)
+
+
+def packed(root: Path, folder: Path, *options: str) -> bytes:
+    image = folder / "image.squashfs"
+    image.unlink(missing_ok=True)
+    command = ["mksquashfs", str(root), str(image), "-quiet", "-no-progress", "-processors", "1", *options]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return image.read_bytes()
+
+
+def rebuilt(image: bytes, found: FileSystem) -> dict[bytes, bytes]:
+    """Every file's bytes by its pieces, which must tile it."""
+    file = BytesReader(image)
+    plain = [squashfs.decode(file, block) for block in found.blocks]
+    files = {}
+    for content in found.contents:
+        data = b""
+        for piece in content.pieces:
+            assert piece.at == len(data)
+            hole = piece.block == ZEROS
+            data += (
+                bytes(piece.length) if hole else plain[piece.block][piece.start : piece.start + piece.length]
+            )
+            assert piece.at + piece.length == len(data)
+        assert len(data) == content.size
+        files[content.path] = data
+    return files
+
+
+def without_links(files: dict[bytes, bytes], found: FileSystem) -> dict[bytes, bytes]:
+    """The expected files, of the two pairs of hard links those that were found."""
+    there = {content.path for content in found.contents}
+    for pair in ((b"small", b"many/link"), (b"noise", b"again/link")):
+        assert len(there & set(pair)) == 1
+    linked = {b"small", b"many/link", b"noise", b"again/link"}
+    return {path: data for path, data in files.items() if path in there or path not in linked}
+
+
+COMPRESSORS = ("gzip", "xz", "zstd", "lz4")
+VARIANTS = [
+    *(("-comp", name) for name in COMPRESSORS),
+    *(("-comp", name, "-b", "4K") for name in COMPRESSORS),
+    *(("-comp", name, "-b", "1M") for name in COMPRESSORS),
+    ("-no-fragments",),
+    ("-always-use-fragments",),
+    ("-always-use-fragments", "-comp", "zstd", "-b", "1M"),
+    ("-noI", "-noD", "-noF"),
+    ("-noF",),
+    ("-noD", "-comp", "lz4"),
+    ("-no-duplicates",),
+    ("-no-sparse",),
+    ("-no-exports", "-no-xattrs", "-nopad"),
+    ("-all-root",),
+    ("-comp", "xz", "-Xbcj", "x86"),
+    ("-comp", "xz", "-Xdict-size", "8K"),
+    ("-comp", "gzip", "-Xcompression-level", "3", "-Xwindow-size", "8"),
+    ("-comp", "zstd", "-Xcompression-level", "3"),
+    ("-comp", "lz4", "-Xhc"),
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=" ".join)
+def test_every_file_is_rebuilt(
+    options: tuple[str, ...], source: tuple[Path, dict[bytes, bytes]], tmp_path: Path
+) -> None:
+    """Pieces tile every file exactly once, and blocks decode to what they say."""
+    root, files = source
+    image = packed(root, tmp_path, *options)
+    found = squashfs.read(BytesReader(image))
+    assert rebuilt(image, found) == without_links(files, found)
+    assert len(found.contents) == len(files) - 2
+    assert all(block.codec or block.stored == block.plain for block in found.blocks)
+    used = {piece.block for content in found.contents for piece in content.pieces} - {ZEROS}
+    assert used == set(range(len(found.blocks)))
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_as_unsquashfs_reads_it(name: str, source: tuple[Path, dict[bytes, bytes]], tmp_path: Path) -> None:
+    """unsquashfs -cat gives the same bytes."""
+    image = packed(source[0], tmp_path, "-comp", name)
+    files = rebuilt(image, squashfs.read(BytesReader(image)))
+    for path in (b"hole between", b"text", b"again/noise and more", b"many/" + b"n" * 80 + b"599"):
+        command = [b"unsquashfs", b"-cat", os.fsencode(tmp_path / "image.squashfs"), path]
+        assert subprocess.run(command, check=True, capture_output=True).stdout == files[path]
+
+
+def test_holes_cost_no_block(source: tuple[Path, dict[bytes, bytes]], tmp_path: Path) -> None:
+    """A file of zeros is one piece of zeros; equal files share their blocks."""
+    found = squashfs.read(BytesReader(packed(source[0], tmp_path)))
+    by_path = {content.path: content for content in found.contents}
+    hole = by_path[b"only a hole"].pieces
+    assert [(piece.at, piece.length, piece.block) for piece in hole] == [(0, 512 * KIB, ZEROS)]
+    noise = next(by_path[path] for path in (b"noise", b"again/link") if path in by_path)
+    assert by_path[b"again/noise"].pieces == noise.pieces
+
+
+def test_facts_and_parameters(source: tuple[Path, dict[bytes, bytes]], tmp_path: Path) -> None:
+    """The options of the compressor are told, and are the parameters of the codec."""
+    options = ("-comp", "gzip", "-Xcompression-level", "3", "-Xwindow-size", "10", "-b", "64K")
+    found = squashfs.read(BytesReader(packed(source[0], tmp_path, *options)))
+    facts = {key: found.facts[key] for key in ("compressor", "level", "window", "block size")}
+    assert facts == {"compressor": "gzip", "level": "3", "window": "10", "block size": "65536"}
+    codecs = {(block.codec, block.params) for block in found.blocks}
+    assert codecs == {("", ()), ("zlib", (("level", 3), ("memlevel", 8), ("wbits", 10)))}
+
+
+def test_size_is_without_padding(source: tuple[Path, dict[bytes, bytes]], tmp_path: Path) -> None:
+    """mksquashfs pads to 4 KiB; the file system ends before."""
+    bare = packed(source[0], tmp_path, "-nopad")
+    assert squashfs.read(BytesReader(bare)).size == len(bare)
+    assert squashfs.read(BytesReader(bare + bytes(9000))).size == len(bare)
+
+
+def test_empty_file_system(tmp_path: Path) -> None:
+    """A root without entries has no contents and no blocks."""
+    (tmp_path / "root").mkdir()
+    found = squashfs.read(BytesReader(packed(tmp_path / "root", tmp_path)))
+    assert (found.kind, found.blocks, found.contents) == ("squashfs", (), ())
+
+
+@pytest.mark.parametrize("name", ["lzo", "lzma"])
+def test_unknown_compressor_is_named(name: str, tmp_path: Path) -> None:
+    """What cannot be decoded is declined, by name."""
+    (tmp_path / "root").mkdir()
+    image = packed(tmp_path / "root", tmp_path, "-comp", name)
+    with pytest.raises(Unexplained, match=f"compressed by {name}"):
+        squashfs.read(BytesReader(image))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A small image for each compressor."""
+    folder = tmp_path_factory.mktemp("small")
+    for path, data in {"a": TEXT * 900, "b/c": TEXT, "b/d/e": bytes(9000) + TEXT, "b/f": b""}.items():
+        (folder / "root" / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "root" / path).write_bytes(data)
+    return {
+        name: packed(folder / "root", folder, "-b", "4K", "-nopad", "-comp", name) for name in COMPRESSORS
+    }
+
+
+def outcome(image: bytes) -> str:
+    """Read and decode everything: "good", or "refused". Anything else is a failure."""
+    file = BytesReader(image)
+    try:
+        found = squashfs.read(file)
+        assert all(len(squashfs.decode(file, block)) == block.plain for block in found.blocks)
+        rebuilt(image, found)
+    except HostileInput:
+        return "refused"
+    return "good"
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_mutations(name: str, small: dict[str, bytes]) -> None:
+    """One byte changed anywhere: read, or refused by HostileInput; nothing else."""
+    image, dice = small[name], random.Random(name)
+    outcomes: Counter[str] = Counter()
+    for _ in range(500):
+        at = dice.randrange(len(image))
+        outcomes[outcome(image[:at] + bytes([image[at] ^ dice.randrange(1, 256)]) + image[at + 1 :])] += 1
+    assert outcomes["refused"] > 100
+
+
+@pytest.mark.parametrize("options", [("-noI",), ("-noI", "-noD", "-noF", "-no-fragments")], ids=" ".join)
+def test_mutations_of_plain_metadata(options: tuple[str, ...], tmp_path: Path) -> None:
+    """Where metadata lies as it is, no checksum stands before the checks of each field."""
+    for k in range(6):
+        (tmp_path / "root" / f"d{k}").mkdir(parents=True)
+        (tmp_path / "root" / f"d{k}" / "f").write_bytes(TEXT * 60 * k)
+    image, dice = packed(tmp_path / "root", tmp_path, "-b", "4K", "-nopad", *options), random.Random(7)
+    superblock = squashfs.read_superblock(BytesReader(image))
+    outcomes: Counter[str] = Counter()
+    for _ in range(1000):
+        at = dice.choice((dice.randrange(96), dice.randrange(superblock.inodes_at, len(image))))
+        outcomes[outcome(image[:at] + bytes([dice.randrange(256)]) + image[at + 1 :])] += 1
+    assert outcomes["refused"] > 300
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_truncations(name: str, small: dict[str, bytes]) -> None:
+    """No file system that is cut short is read."""
+    image = small[name]
+    outcomes = {outcome(image[:length]) for length in range(0, len(image), 7)}
+    assert outcomes == {"refused"}
+
+
+BOMBS = {
+    "zlib": zlib.compress(bytes(64 << 20), 9),
+    "xz": lzma.compress(bytes(64 << 20)),
+    "zstd": zstd.compress(bytes(64 << 20)),
+    "lz4": b"\x1f\0\1\0" + b"\xff" * 200_000 + b"\0\0",
+}
+
+
+@pytest.mark.parametrize("codec", BOMBS)
+def test_bomb_stops_at_its_size(codec: str) -> None:
+    """A block that decodes to more than it says is refused."""
+    params = squashfs._params({"zlib": "gzip"}.get(codec, codec), {})
+    block = Block(0, len(BOMBS[codec]), 4096, codec, params)
+    with pytest.raises(HostileInput):
+        squashfs.decode(BytesReader(BOMBS[codec]), block)
+
+
+def patched(image: bytes, old: bytes, new: bytes) -> bytes:
+    assert len(old) == len(new)
+    assert image.count(old) == 1
+    return image.replace(old, new)
+
+
+def refused(image: bytes) -> str:
+    with pytest.raises(HostileInput) as caught:
+        squashfs.read(BytesReader(image))
+    return str(caught.value)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> bytes:
+    """Metadata as it lies: /sub (inode 2), which holds /sub/file (inode 1)."""
+    (tmp_path / "root" / "sub").mkdir(parents=True)
+    (tmp_path / "root" / "sub" / "file").write_bytes(TEXT)
+    return packed(tmp_path / "root", tmp_path, "-noI", "-nopad", "-no-fragments", "-b", "4K")
+
+
+def entry(name: bytes, offset: int, delta: int, kind: int) -> bytes:
+    return c.ENTRY.pack(offset, delta, kind, len(name) - 1) + name
+
+
+def test_cycle_is_refused(bare: bytes) -> None:
+    """A directory that holds its own root, by an entry that agrees with the root's inode."""
+    superblock = squashfs.read_superblock(BytesReader(bare))
+    place = superblock.root & 0xFFFF
+    inode = c.Inode._make(c.INODE.unpack_from(bare, superblock.inodes_at + c.METADATA_HEADER + place))
+    found = bare.index(b"sub") - c.ENTRY.size
+    offset, delta, kind, _ = c.ENTRY.unpack_from(bare, found)
+    first = c.RUN.unpack_from(bare, found - c.RUN.size)[2]
+    lie = entry(b"sub", place, inode.number - first, kind)
+    assert "two places" in refused(patched(bare, entry(b"sub", offset, delta, kind), lie))
+
+
+@pytest.mark.parametrize("name", [b"su/", b"s\0b", b"../"])
+def test_names_that_are_none(name: bytes, bare: bytes) -> None:
+    """Names that are no file's name are refused."""
+    assert "a directory entry" in refused(patched(bare, b"sub", name))
+
+
+def test_size_without_its_blocks(bare: bytes) -> None:
+    """A file of 4 GiB whose list of blocks is not there."""
+    stored = squashfs.read(BytesReader(bare)).blocks[0].stored
+    fields = c.WORD.pack(len(TEXT)) + c.WORD.pack(stored)
+    lie = patched(bare, fields, c.WORD.pack(0xFFFFFFFF) + c.WORD.pack(stored))
+    assert refused(lie)
+
+
+def test_limits(bare: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each limit stops the work, by a message that names it."""
+    limits = {
+        "MAX_FILES": (1, "inodes"),
+        "MAX_BLOCKS": (1, "blocks"),
+        "MAX_DEPTH": (0, "deeper"),
+        "MAX_PATH": (5, "path"),
+        "MAX_PATHS": (5, "paths"),
+        "MAX_METADATA": (60, "metadata"),
+    }
+    for name, (limit, message) in limits.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(squashfs, name, limit)
+            assert message in refused(bare)
+
+
+LZ4 = {
+    b"\x50hello": b"hello",
+    b"\x11a\1\0\x50vwxyz": b"aaaaaavwxyz",
+    b"\xf0\x03" + b"q" * 18: b"q" * 18,
+    b"\x2fab\2\0\x01\x00": b"ab" + b"ab" * 10,
+}
+
+
+@pytest.mark.parametrize("block", LZ4)
+def test_lz4(block: bytes) -> None:
+    """Literals, matches that overlap themselves, and long lengths; exactly the size asked for."""
+    assert filesystem.decode_lz4(block, len(LZ4[block])) == LZ4[block]
+    for size in (len(LZ4[block]) - 1, len(LZ4[block]) + 1):
+        with pytest.raises(HostileInput):
+            filesystem.decode_lz4(block, size)
+
+
+@pytest.mark.parametrize(
+    "block", [b"", b"\x50hell", b"\xf0", b"\x11a\0\0\0", b"\x11a\2\0\0", b"\x11a\1", b"\x1fa\1\0"]
+)
+def test_lz4_broken(block: bytes) -> None:
+    """Cut short, and matches that begin before the beginning."""
+    with pytest.raises(HostileInput):
+        filesystem.decode_lz4(block, 4096)
