@@ -1,0 +1,391 @@
+"""The .xz container (The .xz File Format 1.2): where its parts lie, and their bytes again.
+
+    stream header | block … block | index | stream footer         one or more, each followed by
+    block: header | LZMA2 data | padding to 4 | check             zeros to a multiple of 4
+
+Read from the end, as the footer says how long the index is and the index how long each block
+is. All that is not data and not a check is a function of a few numbers (`Container`), which
+`render` turns back into bytes. The encoder of the data is rehydrator/codecs/lzma2.py.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rehydrator.formats.explanation import refuse_short, require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rehydrator.core.reader import Reader
+
+MAGIC, FOOTER_MAGIC = b"\xfd7zXZ\0", b"YZ"  # 2.1.1.1, 2.1.2.4
+HEADER_SIZE = FOOTER_SIZE = 12
+MAX_HEADER = 1024
+MAX_VLI = (1 << 63) - 1  # 1.2
+
+# Enough for 64 GiB in blocks of 1 MiB; a parsed block takes some 200 bytes.
+MAX_BLOCKS = 1 << 16
+MAX_STREAMS = 1 << 10
+MAX_PADDING = 1 << 20
+
+# 2.1.1.2: bytes of the check field by check id, and the ids that have a name.
+CHECK_SIZES = (0, 4, 4, 4, 8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64)
+CHECKS = {0: "none", 1: "crc32", 4: "crc64", 10: "sha256"}
+
+# 5.3
+FILTERS = {
+    0x03: "delta",
+    0x04: "x86",
+    0x05: "powerpc",
+    0x06: "ia64",
+    0x07: "arm",
+    0x08: "armthumb",
+    0x09: "sparc",
+    0x0A: "arm64",
+    0x0B: "riscv",
+    0x21: "lzma2",
+}
+LZMA2 = 0x21
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One filter of a block's chain: its id and its properties as stored."""
+
+    id: int
+    properties: bytes
+
+    @property
+    def name(self) -> str:
+        return FILTERS[self.id]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What block headers of one encoder have in common: the header's size in bytes, whether it
+    states the sizes of the data and of the plain bytes, and the filter chain (LZMA2 last)."""
+
+    header_size: int
+    has_data_size: bool
+    has_plain_size: bool
+    filters: tuple[Filter, ...]
+
+    @property
+    def dict_size(self) -> int:
+        """Bytes of the LZMA2 dictionary (5.3.1)."""
+        bits = self.filters[-1].properties[0]
+        return (1 << 32) - 1 if bits == 40 else (2 | bits & 1) << bits // 2 + 11
+
+    @property
+    def is_plain_lzma2(self) -> bool:
+        """No filter but LZMA2: what rehydrator/codecs/lzma2.py encodes."""
+        return len(self.filters) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block at byte `at` of the file: `data_size` bytes of LZMA2 data that hold `plain_size`
+    bytes, and a check of `check_size` bytes."""
+
+    at: int
+    shape: Shape
+    data_size: int
+    plain_size: int
+    check_size: int
+
+    @property
+    def data_at(self) -> int:
+        return self.at + self.shape.header_size
+
+    @property
+    def padding(self) -> int:
+        return -self.data_size % 4
+
+    @property
+    def check_at(self) -> int:
+        return self.data_at + self.data_size + self.padding
+
+    @property
+    def end(self) -> int:
+        return self.check_at + self.check_size
+
+    @property
+    def unpadded_size(self) -> int:
+        """As the index has it (4.3): header, data and check without the padding."""
+        return self.shape.header_size + self.data_size + self.check_size
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A stream at byte `at` of the file, and the zero bytes that follow it."""
+
+    at: int
+    check: int
+    blocks: tuple[Block, ...]
+    padding: int
+
+    @property
+    def index_at(self) -> int:
+        return self.blocks[-1].end if self.blocks else self.at + HEADER_SIZE
+
+    @property
+    def check_name(self) -> str:
+        return CHECKS.get(self.check, f"check {self.check}")
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A whole .xz file."""
+
+    size: int
+    streams: tuple[Stream, ...]
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        return tuple(block for stream in self.streams for block in stream.blocks)
+
+    @property
+    def plain_size(self) -> int:
+        return sum(block.plain_size for block in self.blocks)
+
+
+def recognise(file: Reader) -> bool:
+    """The header magic at byte 0."""
+    return file.size >= len(MAGIC) and file.pread(0, len(MAGIC)) == MAGIC
+
+
+def read(file: Reader) -> Container:
+    """The structure of a .xz file; every CRC32 of it is verified, no data is decoded.
+
+    Raises:
+        Unexplained: malformed, cut short, trailing bytes, or more blocks than MAX_BLOCKS,
+            streams than MAX_STREAMS or zero bytes between them than MAX_PADDING.
+    """
+    require(recognise(file), "no .xz file: another magic")
+    streams: list[Stream] = []
+    end, room = file.size, MAX_BLOCKS
+    while end:
+        require(len(streams) < MAX_STREAMS, f"more than {MAX_STREAMS} streams")
+        stream = _read_stream(file, end, room)
+        room -= len(stream.blocks)
+        end = stream.at
+        streams.append(stream)
+    streams.reverse()
+    container = Container(file.size, tuple(streams))
+    require(container.plain_size <= MAX_VLI, "more than 2^63 plain bytes")
+    return container
+
+
+def render(container: Container) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of all that is neither data nor check: headers, padding, index, footers.
+    Neighbours come as one, offsets ascend."""
+    at, held = 0, b""
+    for start, part in _parts(container):
+        if start != at + len(held):
+            yield at, held
+            at, held = start, b""
+        held += part
+    yield at, held
+
+
+def data_and_checks(container: Container) -> Iterator[tuple[int, int]]:
+    """(offset, length) of every block's data, and of its check where it has one."""
+    for block in container.blocks:
+        yield block.data_at, block.data_size
+        if block.check_size:
+            yield block.check_at, block.check_size
+
+
+def unlike(file: Reader, container: Container) -> list[tuple[int, int]]:
+    """(offset, length) of the parts that `render` does not give as they are in the file. None,
+    for what `read` accepts; a recipe holds such parts as literals."""
+    parts = render(container)
+    return [(at, len(part)) for at, part in parts if file.pread(at, len(part)) != part]
+
+
+def encode_vli(number: int) -> bytes:
+    """A variable-length integer (1.2)."""
+    encoded = bytearray()
+    while number >= 0x80:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*encoded, number))
+
+
+class _Fields:
+    """A structure that is read from the front; all of it is in memory."""
+
+    def __init__(self, raw: bytes, what: str) -> None:
+        self._raw, self._at, self._what = raw, 0, what
+
+    def take(self, length: int) -> bytes:
+        require(self._at + length <= len(self._raw), f"{self._what} is too short for its fields")
+        self._at += length
+        return self._raw[self._at - length : self._at]
+
+    def vli(self) -> int:
+        """At most nine bytes, and none too many (1.2)."""
+        number = 0
+        for shift in range(0, 63, 7):
+            byte = self.take(1)[0]
+            number |= (byte & 0x7F) << shift
+            if not byte & 0x80:
+                require(byte > 0 or not shift, f"{self._what}: an integer with leading zeros")
+                return number
+        require(condition=False, why=f"{self._what}: an integer of more than 63 bits")
+        raise AssertionError
+
+    def rest(self) -> bytes:
+        return self._raw[self._at :]
+
+
+def _read_stream(file: Reader, end: int, room: int) -> Stream:
+    """The stream, and the padding behind it, that end at `end`."""
+    padding = _padding(file, end)
+    footer_at = end - padding - FOOTER_SIZE
+    footer = refuse_short(file, footer_at, FOOTER_SIZE, "the stream footer")
+    what = f"the stream footer at {footer_at}"
+    require(footer.endswith(FOOTER_MAGIC), f"{what} has another magic: cut short, or trailing bytes")
+    require(_crc(footer[4:10]) == footer[:4], f"{what} has a wrong CRC32")
+    flags = footer[8:10]
+    require(not flags[0] and flags[1] < len(CHECK_SIZES), f"{what} has unknown flags {flags.hex()}")
+    index_size = 4 * (int.from_bytes(footer[4:8], "little") + 1)
+    records = _read_index(file, footer_at - index_size, index_size, room)
+    at = footer_at - index_size - HEADER_SIZE - sum(size + -size % 4 for size, _ in records)
+    require(at >= 0, f"{what}: its blocks begin before the file does")
+    header = refuse_short(file, at, HEADER_SIZE, "the stream header")
+    require(header == _stream_header(flags[1]), f"the stream header at {at} is not that of its footer")
+    return Stream(at, flags[1], tuple(_read_blocks(file, at + HEADER_SIZE, records, flags[1])), padding)
+
+
+def _padding(file: Reader, end: int) -> int:
+    """Zero bytes before `end`; a multiple of four (2.2)."""
+    count, step = 0, 4096
+    while end - count > 0:
+        length = min(step, end - count)
+        piece = file.pread(end - count - length, length)
+        zeros = length - len(piece.rstrip(b"\0"))
+        count += zeros
+        require(count <= MAX_PADDING, f"more than {MAX_PADDING} zero bytes before {end}")
+        if zeros < length:
+            break
+    require(count % 4 == 0, f"{count} zero bytes before {end}, which is no multiple of 4")
+    return count
+
+
+def _read_index(file: Reader, at: int, size: int, room: int) -> list[tuple[int, int]]:
+    """(unpadded size, plain size) of every block (4)."""
+    what = f"the index at {at}"
+    # Two integers of nine bytes for each block, one for their number.
+    require(size <= 18 * room + 32, f"{what} is too large: {size} bytes")
+    raw = refuse_short(file, at, size, "the index")
+    require(_crc(raw[:-4]) == raw[-4:], f"{what} has a wrong CRC32")
+    fields = _Fields(raw[:-4], what)
+    require(fields.take(1) == b"\0", f"{what} does not begin with a zero byte")
+    count = fields.vli()
+    require(count <= room, f"{what} has {count} blocks; at most {MAX_BLOCKS} in a file are read")
+    records = [(fields.vli(), fields.vli()) for _ in range(count)]
+    padding = fields.rest()
+    require(len(padding) < 4 and not any(padding), f"{what} has bytes behind its blocks")
+    return records
+
+
+def _read_blocks(file: Reader, at: int, records: list[tuple[int, int]], check: int) -> Iterator[Block]:
+    shapes: dict[Shape, Shape] = {}
+    for unpadded, plain in records:
+        block = _read_block(file, at, unpadded, plain, CHECK_SIZES[check])
+        shape = shapes.setdefault(block.shape, block.shape)
+        yield Block(at, shape, block.data_size, plain, block.check_size)
+        at = block.end
+
+
+def _read_block(file: Reader, at: int, unpadded: int, plain: int, check_size: int) -> Block:
+    what = f"the block header at {at}"
+    size = 4 * (refuse_short(file, at, 1, what)[0] + 1)
+    require(size > 4, f"{what} is an index")
+    require(size + check_size < unpadded, f"{what} and its check leave no data in {unpadded} bytes")
+    raw = refuse_short(file, at, size, what)
+    require(_crc(raw[:-4]) == raw[-4:], f"{what} has a wrong CRC32")
+    fields = _Fields(raw[1:-4], what)
+    flags = fields.take(1)[0]
+    require(not flags & 0x3C, f"{what} has unknown flags {flags:#x}")
+    data_size = unpadded - size - check_size
+    for bit, number, name in ((0x40, data_size, "data"), (0x80, plain, "plain bytes")):
+        require(not flags & bit or fields.vli() == number, f"{what}: not as many {name} as in the index")
+    filters = tuple(_read_filter(fields, what) for _ in range((flags & 3) + 1))
+    _check_chain(filters, what)
+    require(not any(fields.rest()), f"{what} has unknown fields")
+    block = Block(
+        at, Shape(size, bool(flags & 0x40), bool(flags & 0x80), filters), data_size, plain, check_size
+    )
+    padding = refuse_short(file, block.check_at - block.padding, block.padding, "block padding")
+    require(not any(padding), f"block padding before {block.check_at} is not zero")
+    return block
+
+
+def _read_filter(fields: _Fields, what: str) -> Filter:
+    number, length = fields.vli(), fields.vli()
+    require(number in FILTERS, f"{what} has an unknown filter {number:#x}")
+    require(length <= MAX_HEADER, f"{what} has {length} bytes of filter properties")
+    return Filter(number, fields.take(length))
+
+
+def _check_chain(filters: tuple[Filter, ...], what: str) -> None:
+    """LZMA2 is the last filter and no other (5.3.1), with a known dictionary size."""
+    chain = [each.name for each in filters]
+    last = "lzma2" in chain and chain.index("lzma2") == len(chain) - 1
+    require(last, f"{what} has the filter chain {', '.join(chain)}")
+    properties = filters[-1].properties
+    known = len(properties) == 1 and properties[0] <= 40
+    require(known, f"{what} has the LZMA2 properties {properties.hex()}")
+
+
+def _parts(container: Container) -> Iterator[tuple[int, bytes]]:
+    for stream in container.streams:
+        yield stream.at, _stream_header(stream.check)
+        for block in stream.blocks:
+            yield block.at, _block_header(block)
+            if block.padding:
+                yield block.check_at - block.padding, bytes(block.padding)
+        index = _index(stream.blocks)
+        yield stream.index_at, index + _footer(stream.check, len(index)) + bytes(stream.padding)
+
+
+def _stream_header(check: int) -> bytes:
+    """2.1.1"""
+    flags = bytes((0, check))
+    return MAGIC + flags + _crc(flags)
+
+
+def _footer(check: int, index_size: int) -> bytes:
+    """2.1.2"""
+    fields = (index_size // 4 - 1).to_bytes(4, "little") + bytes((0, check))
+    return _crc(fields) + fields + FOOTER_MAGIC
+
+
+def _block_header(block: Block) -> bytes:
+    """3.1"""
+    shape = block.shape
+    flags = len(shape.filters) - 1 | 0x40 * shape.has_data_size | 0x80 * shape.has_plain_size
+    fields = bytes((shape.header_size // 4 - 1, flags))
+    fields += encode_vli(block.data_size) if shape.has_data_size else b""
+    fields += encode_vli(block.plain_size) if shape.has_plain_size else b""
+    for each in shape.filters:
+        fields += encode_vli(each.id) + encode_vli(len(each.properties)) + each.properties
+    fields = fields.ljust(shape.header_size - 4, b"\0")
+    return fields + _crc(fields)
+
+
+def _index(blocks: tuple[Block, ...]) -> bytes:
+    """4"""
+    records = (encode_vli(block.unpadded_size) + encode_vli(block.plain_size) for block in blocks)
+    fields = b"\0" + encode_vli(len(blocks)) + b"".join(records)
+    fields += bytes(-len(fields) % 4)
+    return fields + _crc(fields)
+
+
+def _crc(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(4, "little")
