@@ -1,0 +1,283 @@
+"""gzip (RFC 1952): members one after another, then perhaps bytes that belong to none.
+
+    member    header | raw deflate stream (RFC 1951) | CRC-32 | ISIZE
+    header    1f 8b 08 | FLG | MTIME (4) | XFL | OS | FEXTRA? | FNAME? | FCOMMENT? | FHCRC?
+
+Nothing in a member says where it ends: only inflating it does. That is done in small steps, and
+the plain bytes are handed on as they come, so that no stream is ever in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rehydrator.core.errors import Unexplained
+from rehydrator.formats.explanation import refuse_short, require
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rehydrator.core.reader import Reader
+
+MAGIC: Final = b"\x1f\x8b"
+MAX_MEMBERS: Final = 1 << 18
+MAX_HEADER: Final = 80 << 10
+"""Bytes: FEXTRA takes 64 KiB at most (its length has 16 bits); names have no limit of their own."""
+
+# FLG (RFC 1952, 2.3.1).
+_FHCRC, _FEXTRA, _FNAME, _FCOMMENT, _RESERVED = 2, 4, 8, 16, 0xE0
+_FIXED: Final = struct.Struct("<2sBBIBB")
+_TRAILER: Final = struct.Struct("<II")
+_LIKELY_HEADER = 512
+_STEP = 64 << 10
+_PLAIN_STEP = 256 << 10
+
+# A deflate block of zlib or GNU gzip has at most 32,768 symbols. One takes at most 48 bits
+# (RFC 1951, 3.2.5: 15 + 5 for a length, 15 + 13 for a distance) and stands for at most 258 bytes.
+# Either of these is therefore more than a block and its header, whatever the input.
+SAMPLE_PACKED: Final = 256 << 10
+SAMPLE_PLAIN: Final = 9 << 20
+
+
+class Header(NamedTuple):
+    """A member's header; `raw` is all of it, exactly. `mtime` is in seconds since 1970, 0 where
+    there is none; `bgzf` is what the BC field says of the member's size in bytes (SAM/BAM format
+    specification, 4.1), None where there is no such field."""
+
+    raw: bytes
+    flags: int
+    mtime: int
+    xfl: int
+    os: int
+    extra: bytes | None
+    name: bytes | None
+    comment: bytes | None
+    bgzf: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member that begins at `offset` of the file and at `plain_offset` of the plain bytes. Its
+    header is followed by `packed` bytes of deflate data, and those by CRC-32 and ISIZE."""
+
+    header: Header
+    offset: int
+    packed: int
+    plain_offset: int
+    plain: int
+    crc: int
+    isize: int
+
+    @property
+    def packed_offset(self) -> int:
+        return self.offset + len(self.header.raw)
+
+    @property
+    def end(self) -> int:
+        return self.packed_offset + self.packed + _TRAILER.size
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The members of a file, and `trailing` bytes behind the last of them."""
+
+    members: tuple[Member, ...]
+    trailing: int
+    trailing_zeros: bool
+
+    @property
+    def plain(self) -> int:
+        """Plain bytes of all members."""
+        last = self.members[-1]
+        return last.plain_offset + last.plain
+
+    @property
+    def bgzf(self) -> bool:
+        """Whether every member says its own size, and truly."""
+        return all(member.header.bgzf == member.end - member.offset for member in self.members)
+
+
+class Sample(NamedTuple):
+    """The beginning of a member: `packed` is what `plain` was read from; `whole` where that is
+    all of the member."""
+
+    plain: bytes
+    packed: bytes
+    whole: bool
+
+
+def recognise(file: Reader) -> bool:
+    """The magic number and the only compression method at byte 0."""
+    return file.size >= 3 and file.pread(0, 3) == MAGIC + b"\x08"
+
+
+def read(file: Reader, limit: int, take: Callable[[bytes], object]) -> Layout:
+    """The layout of a file of at most `limit` plain bytes, which `take` gets in order, in pieces
+    of at most 256 KiB. A piece comes before its member's CRC-32 is known to be right.
+
+    What follows a member is another if it begins with the magic number, as in GNU gzip.
+
+    Raises:
+        Unexplained: malformed, cut short, above the limit, or too many members.
+    """
+    members: list[Member] = []
+    offset = plain = 0
+    while not members or _more(file, offset):
+        require(len(members) < MAX_MEMBERS, f"more than {MAX_MEMBERS} gzip members")
+        member = _read_member(file, offset, plain, limit - plain, take)
+        members.append(member)
+        offset, plain = member.end, plain + member.plain
+    return Layout(tuple(members), file.size - offset, _zeros(file, offset))
+
+
+def plain_chunks(file: Reader, member: Member) -> Iterator[bytes]:
+    """A member's plain bytes again, in pieces of at most 256 KiB.
+
+    Raises:
+        Unexplained: the deflate data is broken, or longer than when the member was read.
+    """
+    return _Inflate(file, member.packed_offset, member.plain).chunks()
+
+
+def packed_chunks(file: Reader, member: Member) -> Iterator[bytes]:
+    """A member's deflate data, in pieces of at most 64 KiB."""
+    end = member.packed_offset + member.packed
+    for offset in range(member.packed_offset, end, _STEP):
+        yield file.pread(offset, min(_STEP, end - offset))
+
+
+def sample(file: Reader, member: Member) -> Sample:
+    """The beginning of a member, with at least one complete block of what zlib and GNU gzip write
+    (about 256 KiB of deflate data, or 9 MiB of plain bytes where that comes first).
+
+    Raises:
+        Unexplained: the deflate data is broken, or longer than when the member was read.
+    """
+    inflate = _Inflate(file, member.packed_offset, member.plain)
+    plain = bytearray()
+    for chunk in inflate.chunks():
+        plain += chunk
+        if inflate.packed >= SAMPLE_PACKED or len(plain) >= SAMPLE_PLAIN:
+            break
+    whole = len(plain) == member.plain
+    packed = member.packed if whole else min(inflate.packed, member.packed)
+    return Sample(bytes(plain), file.pread(member.packed_offset, packed), whole)
+
+
+def read_header(file: Reader, offset: int) -> Header:
+    """The header at `offset` (RFC 1952, 2.3).
+
+    Raises:
+        Unexplained: it is malformed, cut short, or larger than 80 KiB.
+    """
+    for length in (_LIKELY_HEADER, MAX_HEADER):
+        raw = file.pread(offset, min(length, file.size - offset))
+        header = _parse_header(raw)
+        if header is not None:
+            return header
+    raise Unexplained(f"the gzip header at byte {offset} has no end within {len(raw)} bytes")
+
+
+def _more(file: Reader, offset: int) -> bool:
+    return file.size - offset >= len(MAGIC) and file.pread(offset, len(MAGIC)) == MAGIC
+
+
+def _zeros(file: Reader, offset: int) -> bool:
+    return all(not any(file.pread(at, min(_STEP, file.size - at))) for at in range(offset, file.size, _STEP))
+
+
+def _read_member(
+    file: Reader, offset: int, plain_offset: int, limit: int, take: Callable[[bytes], object]
+) -> Member:
+    header = read_header(file, offset)
+    inflate = _Inflate(file, offset + len(header.raw), limit)
+    crc = 0
+    for chunk in inflate.chunks():
+        crc = zlib.crc32(chunk, crc)
+        take(chunk)
+    trailer = refuse_short(file, offset + len(header.raw) + inflate.packed, _TRAILER.size, "CRC-32 and ISIZE")
+    said_crc, said_size = _TRAILER.unpack(trailer)
+    require(said_crc == crc, f"the gzip member at byte {offset} has another CRC-32 than it says")
+    require(
+        said_size == inflate.plain % 2**32, f"the gzip member at byte {offset} is not of the size it says"
+    )
+    return Member(header, offset, inflate.packed, plain_offset, inflate.plain, said_crc, said_size)
+
+
+class _Inflate:
+    """A raw deflate stream at `offset` of the file, of at most `limit` plain bytes. `packed` and
+    `plain` count the bytes read from it and made of it so far."""
+
+    def __init__(self, file: Reader, offset: int, limit: int) -> None:
+        self._file, self._offset, self._limit = file, offset, limit
+        self.packed = self.plain = 0
+
+    def chunks(self) -> Iterator[bytes]:
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        pending = b""
+        while not inflate.eof:
+            pending = pending or self._next()
+            try:
+                # A stream that ends at its limit takes a call that may make one byte more.
+                plain = inflate.decompress(pending, min(_PLAIN_STEP, self._limit - self.plain + 1))
+            except zlib.error as error:
+                raise Unexplained(f"no deflate stream at byte {self._offset}: {error}") from None
+            # At the end of a stream CPython may leave the same bytes in both.
+            left = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
+            self.packed += len(pending) - len(left)
+            pending = left
+            self.plain += len(plain)
+            require(self.plain <= self._limit, f"the gzip member holds more than {self._limit} bytes")
+            if plain:
+                yield plain
+
+    def _next(self) -> bytes:
+        at = self._offset + self.packed
+        require(at < self._file.size, f"the deflate stream at byte {self._offset} is cut short")
+        return self._file.pread(at, min(_STEP, self._file.size - at))
+
+
+def _parse_header(raw: bytes) -> Header | None:
+    """The header that `raw` begins with; None where `raw` ends before it."""
+    if len(raw) < _FIXED.size:
+        return None
+    magic, method, flags, mtime, xfl, system = _FIXED.unpack_from(raw)
+    require(magic == MAGIC, "not gzip: no magic number")
+    require(method == 8, f"gzip compression method {method}")
+    require(not flags & _RESERVED, f"reserved gzip flags {flags:#x}")
+    at = _FIXED.size
+    extra = name = comment = None
+    if flags & _FEXTRA:
+        size = int.from_bytes(raw[at : at + 2], "little")
+        extra = raw[at + 2 : at + 2 + size]
+        at += 2 + size
+    if flags & _FNAME:
+        name, at = _text(raw, at)
+    if flags & _FCOMMENT:
+        comment, at = _text(raw, at)
+    end = at + 2 if flags & _FHCRC else at
+    if end > len(raw):
+        return None
+    said = int.from_bytes(raw[at:end], "little")
+    require(end == at or said == zlib.crc32(raw[:at]) & 0xFFFF, "the gzip header's CRC-16 is wrong")
+    return Header(raw[:end], flags, mtime, xfl, system, extra, name, comment, _bgzf(extra))
+
+
+def _text(raw: bytes, at: int) -> tuple[bytes, int]:
+    """The zero-terminated text at `at`, and where it ends: beyond `raw` where there is no zero."""
+    end = raw.find(0, at)
+    return (raw[at:end], end + 1) if end >= 0 else (b"", len(raw) + 1)
+
+
+def _bgzf(extra: bytes | None) -> int | None:
+    """The size in the BC subfield: SI1 SI2 LEN (2), and BSIZE, the member's size less one."""
+    at = 0
+    while extra is not None and at + 4 <= len(extra):
+        size = int.from_bytes(extra[at + 2 : at + 4], "little")
+        if extra[at : at + 2] == b"BC" and size == 2 and at + 6 <= len(extra):
+            return int.from_bytes(extra[at + 4 : at + 6], "little") + 1
+        at += 4 + size
+    return None

@@ -1,0 +1,265 @@
+"""Members that real tools and libraries wrote: their encoder is found, and writes them again."""
+
+from __future__ import annotations
+
+import gzip as writer
+import io
+import random
+import struct
+import subprocess
+import threading
+import zlib
+from contextlib import suppress
+from functools import cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from zlib_ng import gzip_ng, zlib_ng
+
+from rehydrator import host
+from rehydrator.codecs import gzip_streams as streams
+from rehydrator.core.errors import RehydratorError
+from rehydrator.core.reader import BytesReader
+from rehydrator.formats import gzip
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+KIB, MIB = 1 << 10, 1 << 20
+DICE = random.Random(45)
+
+
+@cache
+def plain() -> bytes:
+    """3 MiB: words, records, noise, zeros, and words again."""
+    words = [DICE.randbytes(DICE.randrange(2, 9)).hex().encode() for _ in range(3000)]
+    text = b" ".join(DICE.choice(words) for _ in range(260_000))[: 2 * MIB]
+    records = b"".join(struct.pack("<IHH", k, k * 7 % 65536, DICE.randrange(9)) for k in range(50_000))
+    return (text[:MIB] + records + DICE.randbytes(200 * KIB) + bytes(300 * KIB) + text[MIB:])[: 3 * MIB]
+
+
+def through(argv: Sequence[str], chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The Filter of these tests: a thread feeds the program, and we read what it writes."""
+    with host.started(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+
+        def feed() -> None:
+            with suppress(BrokenPipeError, ValueError), program.stdin as pipe:  # type: ignore[union-attr]
+                for chunk in chunks:
+                    pipe.write(chunk)
+
+        feeder = threading.Thread(target=feed, daemon=True)
+        feeder.start()
+        try:
+            assert program.stdout is not None
+            while chunk := program.stdout.read(64 * KIB):
+                yield chunk
+            if program.wait(60):
+                raise RehydratorError(f"{argv[0]} failed")
+        finally:
+            program.kill()
+            feeder.join()
+
+
+def made(*argv: str, given: bytes | None = None) -> bytes:
+    result = host.run(argv, 60, stdin=plain() if given is None else given)
+    assert result.status == 0, result.said
+    return result.stdout
+
+
+def python_gzip(level: int) -> bytes:
+    buffer = io.BytesIO()
+    with writer.GzipFile("disk.raw", "wb", level, buffer, mtime=1_700_000_000) as file:
+        file.write(plain())
+    return buffer.getvalue()
+
+
+def zlib_member(level: int, memlevel: int) -> bytes:
+    deflate = zlib.compressobj(level, zlib.DEFLATED, 31, memlevel)
+    return deflate.compress(plain()) + deflate.flush()
+
+
+def ng_member(level: int, piece: int) -> bytes:
+    deflate: Any = zlib_ng.compressobj(level, zlib.DEFLATED, 31, 8)
+    pieces = (plain()[at : at + piece] for at in range(0, len(plain()), piece))
+    packed: bytes = b"".join(map(deflate.compress, pieces)) + deflate.flush()
+    return packed
+
+
+def encoders(member: gzip.Member) -> list[streams.Encoder]:
+    every = [*streams.gnu_gzip(through), *streams.pigz(through), *streams.libraries()]
+    return streams.likeliest(every, member.header.xfl, member.header.os)
+
+
+def only_member(data: bytes) -> gzip.Member:
+    layout = gzip.read(BytesReader(data), 32 * MIB, lambda _: None)
+    assert (len(layout.members), layout.trailing) == (1, 0)
+    return layout.members[0]
+
+
+def recovered(data: bytes) -> tuple[str, dict[str, int]]:
+    """The first encoder that a trial on a sample finds and the whole proves."""
+    file, member = BytesReader(data), only_member(data)
+    sample = gzip.sample(file, member)
+    for hit in streams.find(sample.plain, sample.packed, encoders(member), whole=sample.whole):
+        chunks = gzip.plain_chunks(file, member), gzip.packed_chunks(file, member)
+        if streams.prove(hit.encoder, *chunks) is None:
+            return hit.encoder.name, dict(hit.encoder.params)
+    return "none", {}
+
+
+@pytest.mark.parametrize("level", [1, 6, 9])
+@pytest.mark.parametrize("rsyncable", [0, 1])
+def test_gnu_gzip_is_found(level: int, rsyncable: int) -> None:
+    """gzip 1.12, from a pipe."""
+    data = made("gzip", "-nc", f"-{level}", *["--rsyncable"] * rsyncable)
+    assert ("gzip", {"level": level, "rsyncable": rsyncable}) == recovered(data)
+
+
+def test_gnu_gzip_with_name_and_time_is_found(tmp_path: Path) -> None:
+    """The header of `gzip FILE` has FNAME and MTIME; the deflate data is that of a pipe."""
+    (tmp_path / "disk.raw").write_bytes(plain())
+    data = made("gzip", "-6c", str(tmp_path / "disk.raw"))
+    header = only_member(data).header
+    assert b"disk.raw" == header.name  # noqa: SIM300
+    assert int((tmp_path / "disk.raw").stat().st_mtime) == header.mtime
+    assert ("gzip", {"level": 6, "rsyncable": 0}) == recovered(data)  # noqa: SIM300
+
+
+@pytest.mark.parametrize("flag", ["-p1", "-p3", "-i", "-R"])
+def test_pigz_is_found_whatever_its_threads(flag: str) -> None:
+    """pigz writes the same bytes with one thread and with three."""
+    params = {"independent": int(flag == "-i"), "rsyncable": int(flag == "-R"), "level": 6}
+    assert ("pigz", params) == recovered(made("pigz", "-nc", flag))
+
+
+@pytest.mark.parametrize("level", [1, 6, 9])
+def test_python_gzip_is_found(level: int) -> None:
+    """GzipFile is zlib with memLevel 8; its pieces do not matter."""
+    params = {"level": level, "memlevel": 8, "piece": 64 * KIB}
+    assert ("zlib", params) == recovered(python_gzip(level))
+    assert ("zlib", params) == recovered(writer.compress(plain(), level))
+
+
+def test_zlib_with_memlevel_9_is_found() -> None:
+    """memLevel 9 has longer blocks than 8."""
+    params = {"level": 6, "memlevel": 9, "piece": 64 * KIB}
+    assert ("zlib", params) == recovered(zlib_member(6, 9))
+
+
+@pytest.mark.parametrize(("level", "piece"), [(1, 8 * KIB), (6, 16 * KIB), (6, 64 * KIB), (9, 64 * KIB)])
+def test_zlib_ng_is_found_with_its_pieces(level: int, piece: int) -> None:
+    """At levels 1, 5 and 6 the size of the writer's pieces is recovered as well."""
+    params = {"level": level, "memlevel": 8, "piece": piece}
+    assert ("zlib-ng", params) == recovered(ng_member(level, piece))
+
+
+def test_zlib_ng_depends_on_its_pieces_and_zlib_does_not() -> None:
+    """The reason why `piece` is a parameter."""
+    for level in range(1, 10):
+        old = {streams_of("zlib", level, piece) for piece in (8 * KIB, 64 * KIB)}
+        new = {streams_of("zlib-ng", level, piece) for piece in (8 * KIB, 64 * KIB)}
+        assert (1, 2 if level in {1, 5, 6} else 1) == (len(old), len(new)), level
+
+
+def streams_of(name: str, level: int, piece: int) -> bytes:
+    return b"".join(streams.Library(name, level, 8, piece).encode([plain()]))
+
+
+def test_gzip_ng_writer_is_found() -> None:
+    """The gzip writer of the zlib-ng package, at a level that does not depend on pieces."""
+    buffer = io.BytesIO()
+    opened: Any = gzip_ng.GzipNGFile
+    with opened("x", "wb", 9, buffer) as file:
+        file.write(plain())
+    assert (recovered(buffer.getvalue())[0], recovered(buffer.getvalue())[1]["level"]) == ("zlib-ng", 9)
+
+
+def test_gnu_gzip_is_not_reproduced_by_a_library() -> None:
+    """The reason why the program is run: no level of zlib or zlib-ng gives its bytes."""
+    data = made("gzip", "-nc")
+    file, member = BytesReader(data), only_member(data)
+    differs = [
+        streams.prove(each, gzip.plain_chunks(file, member), gzip.packed_chunks(file, member))
+        for each in streams.libraries()
+    ]
+    assert None not in differs
+
+
+def test_a_wrong_encoder_is_refused_at_an_offset() -> None:
+    """prove names the first byte that differs."""
+    data = made("gzip", "-nc")
+    file, member = BytesReader(data), only_member(data)
+    wrong = streams.Program("gzip", ("-9",), (("level", 9),), through)
+    offset = streams.prove(wrong, gzip.plain_chunks(file, member), gzip.packed_chunks(file, member))
+    other = made("gzip", "-nc9")[10:]
+    assert offset == next(
+        at for at, pair in enumerate(zip(data[10:], other, strict=False)) if len({*pair}) > 1
+    )
+
+
+def test_bgzf_members_are_recovered_one_by_one() -> None:
+    """Members of 65,280 plain bytes, as bgzip cuts them, are whole samples each."""
+    blocks = []
+    for at in range(0, 300_000, 65280):
+        deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
+        text = plain()[at : at + 65280]
+        body = deflate.compress(text) + deflate.flush()
+        extra = struct.pack("<H2sHH", 6, b"BC", 2, len(body) + 25)
+        blocks.append(b"\x1f\x8b\x08\x04\0\0\0\0\0\xff" + extra + body)
+        blocks.append(struct.pack("<II", zlib.crc32(text), len(text)))
+    file = BytesReader(b"".join(blocks))
+    layout = gzip.read(file, MIB, lambda _: None)
+    assert layout.bgzf
+    for member in layout.members:
+        sample = gzip.sample(file, member)
+        hits = streams.find(sample.plain, sample.packed, streams.libraries(), whole=sample.whole)
+        assert ("zlib", 6) == (hits[0].encoder.name, dict(hits[0].encoder.params)["level"])  # noqa: SIM300
+
+
+def test_members_that_tools_append_are_read() -> None:
+    """cat of two files, with zeros behind them, is two members."""
+    one, two = made("gzip", "-nc9"), made("pigz", "-nc")
+    taken = bytearray()
+    layout = gzip.read(BytesReader(one + two + bytes(512)), 7 * MIB, taken.extend)
+    assert plain() * 2 == bytes(taken)
+    assert [0, len(one)] == [member.offset for member in layout.members]
+    assert (layout.trailing, layout.trailing_zeros) == (512, True)
+
+
+def test_zeros_are_recovered() -> None:
+    """20 MiB of zeros: levels agree with each other, the whole decides."""
+    data = made("gzip", "-nc9", given=bytes(20 * MIB))
+    name, params = recovered(data)
+    assert ("gzip", 0) == (name, params["rsyncable"])  # noqa: SIM300
+
+
+def test_a_program_ends_when_the_comparison_does() -> None:
+    """A wrong encoder reads little of its input after the first difference."""
+    taken = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal taken
+        for _ in range(4000):
+            taken += 64 * KIB
+            yield DICE.randbytes(64 * KIB)
+
+    program = streams.gnu_gzip(through)[0]
+    assert streams.prove(program, endless(), [b"\xff" * 100]) == 0
+    assert taken < 32 * MIB
+
+
+def test_a_stream_that_nobody_wrote_is_not_recovered() -> None:
+    """Stored blocks of 1,000 bytes are gzip, and no encoder here writes them."""
+    text = plain()[:300_000]
+    pieces = [text[at : at + 1000] for at in range(0, len(text), 1000)]
+    body = b"".join(struct.pack("<BHH", 0, len(p), len(p) ^ 0xFFFF) + p for p in pieces) + b"\1\0\0\xff\xff"
+    data = b"\x1f\x8b\x08\0\0\0\0\0\0\x03" + body + struct.pack("<II", zlib.crc32(text), len(text))
+    assert ("none", {}) == recovered(data)  # noqa: SIM300
+
+
+def test_levels_differ_where_they_should() -> None:
+    """The inputs tell the levels of gzip apart, so that the tests above can fail."""
+    every = [made("gzip", "-nc", f"-{level}") for level in (1, 6, 9)]
+    assert all(one[10:] != two[10:] for one, two in pairwise(every))

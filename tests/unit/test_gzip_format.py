@@ -1,0 +1,232 @@
+"""gzip files are read member by member, in bounded memory, or declined with a reason."""
+
+from __future__ import annotations
+
+import gzip as writer
+import random
+import struct
+import zlib
+
+import pytest
+
+from rehydrator.codecs import gzip_streams as streams
+from rehydrator.core.errors import HostileInput, Unexplained
+from rehydrator.core.reader import BytesReader
+from rehydrator.formats import gzip
+
+DICE = random.Random(44)
+MIB = 1 << 20
+FHCRC, FEXTRA, FNAME, FCOMMENT = 2, 4, 8, 16
+TEXT = b" ".join(str(DICE.randrange(4000)).encode() for _ in range(60_000))
+
+
+def member(plain: bytes, flags: int = 0, fields: bytes = b"", mtime: int = 0) -> bytes:
+    """A member made by hand; `fields` are those that the flags announce, without FHCRC."""
+    header = struct.pack("<2sBBIBB", b"\x1f\x8b", 8, flags, mtime, 0, 3) + fields
+    if flags & FHCRC:
+        header += struct.pack("<H", zlib.crc32(header) & 0xFFFF)
+    deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
+    body = deflate.compress(plain) + deflate.flush()
+    return header + body + struct.pack("<II", zlib.crc32(plain), len(plain) % 2**32)
+
+
+def bgzf(plain: bytes) -> bytes:
+    """A BGZF block: its BC field holds its size less one."""
+    empty = member(plain, FEXTRA, struct.pack("<H2sHH", 6, b"BC", 2, 0))
+    return member(plain, FEXTRA, struct.pack("<H2sHH", 6, b"BC", 2, len(empty) - 1))
+
+
+def read(data: bytes, limit: int = MIB) -> tuple[gzip.Layout, bytes]:
+    plain = bytearray()
+    layout = gzip.read(BytesReader(data), limit, plain.extend)
+    return layout, bytes(plain)
+
+
+def refused(data: bytes, limit: int = MIB) -> str:
+    with pytest.raises(Unexplained) as caught:
+        read(data, limit)
+    return str(caught.value)
+
+
+def test_a_header_with_every_field_is_read_and_kept() -> None:
+    """FEXTRA, FNAME, FCOMMENT and FHCRC are told apart, and the header's bytes are all there."""
+    fields = struct.pack("<H", 3) + b"xyz" + b"disk.raw\0" + b"a note\0"
+    data = member(b"plain", FHCRC | FEXTRA | FNAME | FCOMMENT, fields, mtime=1_700_000_000)
+    header = read(data)[0].members[0].header
+    expected = (b"xyz", b"disk.raw", b"a note", 1_700_000_000, 3, None)
+    assert expected == (header.extra, header.name, header.comment, header.mtime, header.os, header.bgzf)
+    assert data[: 10 + len(fields) + 2] == header.raw
+
+
+def test_members_and_what_trails_cover_the_file() -> None:
+    """Headers, deflate data, trailers and trailing bytes are the file again."""
+    data = member(b"one" * 1000) + member(b"") + member(TEXT) + b"trailing"
+    layout, plain = read(data)
+    again = b"".join(
+        each.header.raw
+        + b"".join(gzip.packed_chunks(BytesReader(data), each))
+        + struct.pack("<II", each.crc, each.isize)
+        for each in layout.members
+    )
+    assert data == again + b"trailing"
+    assert plain == b"one" * 1000 + TEXT
+    assert (len(plain), len(b"trailing"), False) == (layout.plain, layout.trailing, layout.trailing_zeros)
+
+
+def test_trailing_zeros_are_known_as_such() -> None:
+    """A tape's padding is zeros."""
+    layout, _ = read(member(b"x") + bytes(1000))
+    assert (layout.trailing, layout.trailing_zeros) == (1000, True)
+
+
+def test_bgzf_is_found_as_such() -> None:
+    """Every member of BGZF says its size; one that does not, or lies, makes it plain gzip."""
+    blocks = [bgzf(TEXT[at : at + 65280]) for at in range(0, 200_000, 65280)] + [bgzf(b"")]
+    layout, plain = read(b"".join(blocks))
+    assert TEXT[: 4 * 65280] == plain
+    assert [len(block) for block in blocks] == [each.header.bgzf for each in layout.members]
+    assert layout.bgzf
+    assert not read(blocks[0] + member(b"x"))[0].bgzf
+    lying = bytearray(blocks[0])
+    lying[16] ^= 1
+    assert not read(bytes(lying))[0].bgzf
+
+
+def test_a_member_is_read_again_by_itself() -> None:
+    """Plain bytes of one member, without those before it."""
+    data = member(b"one") + member(TEXT)
+    second = read(data)[0].members[1]
+    assert b"".join(gzip.plain_chunks(BytesReader(data), second)) == TEXT
+
+
+def test_a_bomb_is_stopped_at_the_limit() -> None:
+    """64 MiB of zeros are 64 KiB of gzip: what is taken never exceeds the limit."""
+    taken: list[int] = []
+    data = member(bytes(64 * MIB))
+    with pytest.raises(Unexplained, match=f"more than {MIB} bytes"):
+        gzip.read(BytesReader(data), MIB, lambda chunk: taken.append(len(chunk)))
+    assert sum(taken) <= MIB
+    assert max(taken) <= 256 << 10
+
+
+def test_the_limit_is_over_all_members_and_may_be_reached() -> None:
+    """Exactly the limit is read, one byte less is refused."""
+    data = member(b"x" * 600) + member(b"y" * 400) + member(b"")
+    assert 1000 == read(data, limit=1000)[0].plain  # noqa: SIM300
+    assert "more than 399 bytes" in refused(data, limit=999)
+
+
+def test_output_that_fills_a_piece_exactly_ends_well() -> None:
+    """Streams that end at a multiple of the piece size are whole."""
+    for size in (256 << 10, 512 << 10):
+        assert bytes(size) == read(member(bytes(size)))[1]
+
+
+def test_too_many_members_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty members cost 20 bytes each: their number is limited, not only their plain bytes."""
+    monkeypatch.setattr(gzip, "MAX_MEMBERS", 5)
+    assert len(read(member(b"") * 5)[0].members) == 5
+    assert "more than 5 gzip members" in refused(member(b"") * 6)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "has no end within 0 bytes"),
+        (b"PK\x03\x04" + bytes(20), "no magic number"),
+        (b"\x1f\x8b\x07" + bytes(20), "compression method 7"),
+        (b"\x1f\x8b\x08\xe0" + bytes(20), "reserved gzip flags"),
+        (member(b"x", FNAME, b"n\0")[:11], "has no end"),
+        (member(b"x", FNAME, b"n" * 100_000 + b"\0"), "has no end within 81920 bytes"),
+        (member(b"x", FEXTRA, b"\xff\xff"), "has no end"),
+        (member(TEXT)[:-5000], "is cut short"),
+        (member(TEXT)[:-3], "CRC-32 and ISIZE"),
+        (member(b"x")[:-1] + b"\1", "not of the size"),
+        (member(b"x")[:-8] + bytes(4) + b"\1\0\0\0", "another CRC-32"),
+        (member(b"x") + b"\x1f\x8b\x08", "has no end within 3 bytes"),
+        (member(b"x", FHCRC)[:10] + b"\0\0" + member(b"x")[10:], "CRC-16"),
+        (member(b"x")[:10] + b"\xff" * 20, "no deflate stream at byte 10"),
+    ],
+)
+def test_what_is_malformed_is_declined_in_words(data: bytes, why: str) -> None:
+    """The reason says what is wrong and where."""
+    assert why in refused(data)
+
+
+def test_a_long_extra_field_is_read() -> None:
+    """FEXTRA of its largest size, with a name of some size behind it."""
+    fields = struct.pack("<H", 65535) + bytes(65535) + b"n" * 1000 + b"\0"
+    assert b"n" * 1000 == read(member(b"x", FEXTRA | FNAME, fields))[0].members[0].header.name  # noqa: SIM300
+
+
+def test_mutations_and_truncations_only_ever_decline() -> None:
+    """Any byte changed and any length cut gives a layout or Unexplained, within the limit."""
+    good = bgzf(TEXT[:300]) + member(TEXT[:200], FHCRC | FNAME | FCOMMENT, b"a\0b\0") + b"end"
+    broken = [good[:size] for size in range(len(good))]
+    for at in range(len(good)):
+        broken.append(good[:at] + bytes([good[at] ^ 1 << DICE.randrange(8)]) + good[at + 1 :])
+        broken.append(good[:at] + DICE.randbytes(1) + good[at + 1 :])
+    declined = 0
+    for data in broken:
+        try:
+            _, plain = read(data, limit=2000)
+        except HostileInput:
+            declined += 1
+        else:
+            assert len(plain) <= 2000
+    assert declined > len(broken) // 2
+
+
+def test_a_sample_of_a_small_member_is_all_of_it() -> None:
+    """Below 256 KiB of deflate data nothing needs to be cut."""
+    data = member(TEXT)
+    layout, _ = read(data)
+    assert gzip.Sample(TEXT, data[10:-8], True) == gzip.sample(BytesReader(data), layout.members[0])
+
+
+def test_a_sample_of_a_large_member_is_bounded() -> None:
+    """Noise is cut at about 256 KiB of deflate data, zeros at 9 MiB of plain bytes."""
+    for plain, most in ((DICE.randbytes(2 * MIB), MIB), (bytes(20 * MIB), 9 * MIB + (256 << 10))):
+        data = member(plain)
+        layout, _ = read(data, limit=len(plain))
+        sample = gzip.sample(BytesReader(data), layout.members[0])
+        assert plain.startswith(sample.plain)
+        assert data[10:].startswith(sample.packed)
+        assert not sample.whole
+        assert len(sample.plain) <= most
+
+
+def test_streams_are_compared_however_they_are_cut() -> None:
+    """The first difference, or the end of the shorter one, whatever the pieces."""
+    data = DICE.randbytes(1000)
+    other = data[:700] + bytes([data[700] ^ 1]) + data[701:]
+
+    def cut(whole: bytes, size: int) -> list[bytes]:
+        return [b"", *(whole[at : at + size] for at in range(0, len(whole), size))]
+
+    for one in (1, 7, 256, 1000):
+        for two in (1, 9, 300, 1000):
+            assert streams.first_difference(iter(cut(data, one)), cut(data, two)) is None
+            assert 700 == streams.first_difference(iter(cut(other, one)), cut(data, two))  # noqa: SIM300
+            assert 400 == streams.first_difference(iter(cut(data[:400], one)), cut(data, two))  # noqa: SIM300
+            assert 400 == streams.first_difference(iter(cut(data, one)), cut(data[:400], two))  # noqa: SIM300
+
+
+def test_a_program_that_writes_something_else_is_refused() -> None:
+    """No header of ten bytes, or nothing at all, is told in words."""
+    for said in ([], [b"\x1f\x8b"], [b"not gzip at all, but text"], [writer.compress(b"x")[:12]]):
+        program = streams.gnu_gzip(lambda _argv, _chunks, said=said: iter(said))[0]  # type: ignore[misc]
+        with pytest.raises(HostileInput, match="gzip wrote no gzip"):
+            list(program.encode([b"x"]))
+
+
+def test_the_header_orders_the_trial() -> None:
+    """XFL 2 is level 9 and 4 is level 1; OS 255 is Python's GzipFile, 3 is a program."""
+    every = [*streams.libraries(), *streams.gnu_gzip(lambda _argv, _chunks: iter(()))]
+    first = [
+        (found.name, dict(found.params)["level"])
+        for xfl, system in ((2, 3), (4, 3), (0, 3), (2, 255))
+        for found in streams.likeliest(every, xfl, system)[:1]
+    ]
+    assert [("gzip", 9), ("gzip", 1), ("gzip", 6), ("zlib", 9)] == first  # noqa: SIM300
+    assert sorted(map(repr, every)) == sorted(map(repr, streams.likeliest(every, 0, 3)))
