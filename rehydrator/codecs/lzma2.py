@@ -64,7 +64,8 @@ def encode_pieces(pieces: Iterable[bytes], params: Mapping[str, int]) -> Iterato
         return
     compressor = _compressor(params)
     for piece in pieces:
-        yield compressor.compress(piece)
+        for part in _cut(piece, _PIECE):
+            yield compressor.compress(part)
     yield compressor.flush()
 
 
@@ -121,7 +122,7 @@ def find(plain: bytes, data: bytes, dict_size: int, *, whole: bool = False) -> l
     """
     _check_dict(dict_size)
     found: list[Params] = []
-    if dict_size == MIN_DICT and _begins(_stored(_trials(plain), end=whole), data, whole=whole):
+    if dict_size == MIN_DICT and _begins(_stored(_cut(plain, _TRIAL), end=whole), data, whole=whole):
         found.append(STORED)
     for levels in _alike(dict_size):
         if _begins(_trial(plain, levels[0], end=whole), data, whole=whole):
@@ -205,12 +206,11 @@ def _check_dict(size: int) -> None:
 def _stored(pieces: Iterable[bytes], *, end: bool = True) -> Iterator[bytes]:
     control, held = _RESET, b""
     for piece in pieces:
-        held += piece
-        full = len(held) - len(held) % _STORED_CHUNK
-        for at in range(0, full, _STORED_CHUNK):
-            yield control + _stored_chunk(held[at : at + _STORED_CHUNK])
-            control = _NO_RESET
-        held = held[full:]
+        for part in _cut(piece, _STORED_CHUNK):
+            held += part
+            if len(held) >= _STORED_CHUNK:
+                yield control + _stored_chunk(held[:_STORED_CHUNK])
+                control, held = _NO_RESET, held[_STORED_CHUNK:]
     if end:
         yield (control + _stored_chunk(held) if held else b"") + _END
 
@@ -255,13 +255,13 @@ def _setting(level: int, *, extreme: bool) -> str:
     return str(min(level, 6))
 
 
-def _trials(plain: bytes) -> Iterator[bytes]:
-    return (plain[at : at + _TRIAL] for at in range(0, len(plain), _TRIAL))
+def _cut(plain: bytes, size: int) -> Iterator[bytes]:
+    return (plain[at : at + size] for at in range(0, len(plain), size))
 
 
 def _trial(plain: bytes, params: Params, *, end: bool) -> Iterator[bytes]:
     compressor = _compressor(dict(params))
-    for piece in _trials(plain):
+    for piece in _cut(plain, _TRIAL):
         yield compressor.compress(piece)
     if end:
         yield compressor.flush()

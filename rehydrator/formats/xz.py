@@ -166,10 +166,12 @@ def read(file: Reader) -> Container:
     """
     require(recognise(file), "no .xz file: another magic")
     streams: list[Stream] = []
-    end, room = file.size, MAX_BLOCKS
+    end, room, padding = file.size, MAX_BLOCKS, 0
     while end:
         require(len(streams) < MAX_STREAMS, f"more than {MAX_STREAMS} streams")
         stream = _read_stream(file, end, room)
+        padding += stream.padding
+        require(padding <= MAX_PADDING, f"more than {MAX_PADDING} zero bytes behind streams")
         room -= len(stream.blocks)
         end = stream.at
         streams.append(stream)

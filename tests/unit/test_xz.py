@@ -169,6 +169,7 @@ REFUSED = {
     "trailing bytes": (ONE + b"more", "trailing bytes"),
     "odd padding": (ONE + bytes(3), "no multiple of 4"),
     "much padding": (ONE + bytes(xz.MAX_PADDING + 4), "zero bytes before"),
+    "much padding in all": ((EMPTY + bytes(xz.MAX_PADDING // 2)) * 3, "zero bytes behind streams"),
     "second half": (b"\xfd7zXZ\0" + ONE[40:], "begin before the file"),
     "footer flipped": (patched(ONE, len(ONE) - 5, b"\xff"), "a wrong CRC32"),
     "header flags": (patched(ONE, 7, b"\1"), "is not that of its footer"),
