@@ -10,7 +10,12 @@ Facts (measured; zlib 1.2.13, zlib-ng 2.3.3, gzip 1.12, pigz 2.6):
   and 6: the size of the pieces is a parameter there.
 - pigz's bytes do not depend on the number of threads, not even on there being one. Its first
   128 KiB are as zlib writes them, so a hit on a prefix must reach beyond those.
-- GNU gzip ends blocks where zlib does not: no zlib parameters give its bytes, only its program.
+- GNU gzip ends some blocks where zlib does not, so that only its program gives its bytes. Until
+  then they may be those of zlib with memLevel 9: 226 KB were, on text at level 9.
+- Of a prefix of the input, all but the last one or two blocks are determined: 54 of 101 KB packed
+  (256 KiB of text to `gzip -6`), 341 of 394 KB (1 MiB), nothing at 128 KiB; of zeros, which have
+  the longest blocks, 8 KiB packed (9 MiB). Wrong encoders agree for a whole number of blocks too
+  (neighbouring levels often), otherwise for at most 21 bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +32,8 @@ if TYPE_CHECKING:
 
 Filter = Callable[[Sequence[str], Iterable[bytes]], Iterator[bytes]]
 """Runs a program: feeds it the bytes while it yields what the program writes; ends the program
-when it is closed, and raises where that fails."""
+when it is closed, and raises where that fails. GZIP and PIGZ, which hold options of gzip and
+pigz, are empty in its environment."""
 
 LEVELS: Final = (6, 9, 1, 5, 4, 3, 7, 8, 2)
 """Likeliest first: the default of gzip and zlib, the best, the fastest."""
@@ -36,7 +42,7 @@ NG_PIECES: Final = (64 << 10, 16 << 10, 32 << 10, 8 << 10, 128 << 10, 256 << 10,
 """Bytes: buffer sizes of copying loops (shutil, zlib's gzwrite, Python's GzipFile, ...)."""
 
 MIN_AGREED: Final = 64
-"""Bytes: fewer in common are no hit, unless they are the whole stream."""
+"""Bytes: fewer in common are no hit, unless they are the whole stream: chance gives 21 (measured)."""
 
 _PIECE = 64 << 10
 _FIXED_HEADER, _TRAILER = 10, 8

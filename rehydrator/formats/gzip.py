@@ -26,6 +26,8 @@ MAGIC: Final = b"\x1f\x8b"
 MAX_MEMBERS: Final = 1 << 18
 MAX_HEADER: Final = 80 << 10
 """Bytes: FEXTRA takes 64 KiB at most (its length has 16 bits); names have no limit of their own."""
+MAX_HEADERS: Final = 16 << 20
+"""Bytes of all headers, which are held in memory; those of 262,144 BGZF members take 4.5 MiB."""
 
 # FLG (RFC 1952, 2.3.1).
 _FHCRC, _FEXTRA, _FNAME, _FCOMMENT, _RESERVED = 2, 4, 8, 16, 0xE0
@@ -124,11 +126,13 @@ def read(file: Reader, limit: int, take: Callable[[bytes], object]) -> Layout:
         Unexplained: malformed, cut short, above the limit, or too many members.
     """
     members: list[Member] = []
-    offset = plain = 0
+    offset = plain = headers = 0
     while not members or _more(file, offset):
         require(len(members) < MAX_MEMBERS, f"more than {MAX_MEMBERS} gzip members")
         member = _read_member(file, offset, plain, limit - plain, take)
         members.append(member)
+        headers += len(member.header.raw)
+        require(headers <= MAX_HEADERS, f"gzip headers of more than {MAX_HEADERS} bytes")
         offset, plain = member.end, plain + member.plain
     return Layout(tuple(members), file.size - offset, _zeros(file, offset))
 

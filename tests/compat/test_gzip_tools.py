@@ -42,7 +42,8 @@ def plain() -> bytes:
 
 def through(argv: Sequence[str], chunks: Iterable[bytes]) -> Iterator[bytes]:
     """The Filter of these tests: a thread feeds the program, and we read what it writes."""
-    with host.started(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+    env = {"GZIP": "", "PIGZ": ""}
+    with host.started(argv, env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
 
         def feed() -> None:
             with suppress(BrokenPipeError, ValueError), program.stdin as pipe:  # type: ignore[union-attr]
@@ -233,6 +234,14 @@ def test_zeros_are_recovered() -> None:
     data = made("gzip", "-nc9", given=bytes(20 * MIB))
     name, params = recovered(data)
     assert ("gzip", 0) == (name, params["rsyncable"])  # noqa: SIM300
+
+
+def test_options_of_the_environment_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GZIP=--rsyncable changes what gzip writes, and nothing where the variable is emptied."""
+    usual = made("gzip", "-nc")
+    monkeypatch.setenv("GZIP", "--rsyncable")
+    assert usual != made("gzip", "-nc")
+    assert usual[10:-8] == b"".join(streams.gnu_gzip(through)[0].encode([plain()]))
 
 
 def test_a_program_ends_when_the_comparison_does() -> None:

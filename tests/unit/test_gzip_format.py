@@ -129,6 +129,13 @@ def test_too_many_members_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "more than 5 gzip members" in refused(member(b"") * 6)
 
 
+def test_too_many_header_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Headers are held in memory: their bytes are limited as well."""
+    monkeypatch.setattr(gzip, "MAX_HEADERS", 50)
+    assert len(read(member(b"") * 5)[0].members) == 5
+    assert "headers of more than 50 bytes" in refused(member(b"") * 6)
+
+
 @pytest.mark.parametrize(
     ("data", "why"),
     [
