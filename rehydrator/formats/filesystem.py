@@ -24,6 +24,9 @@ MAX_METADATA: Final = 256 << 20  # plain bytes of all metadata
 
 ZEROS: Final = -1
 
+LZ4_MORE: Final = 15
+LZ4_MIN_MATCH: Final = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -77,28 +80,40 @@ def decode_lz4(packed: bytes, size: int) -> bytes:
     return plain
 
 
-def unpack_lz4(packed: bytes, limit: int) -> bytes:
+def unpack_lz4(packed: bytes, limit: int, prefix: bool = False) -> bytes:
     """The plain bytes, `limit` at most, of the LZ4 block that `packed` is (LZ4 Block Format
-    Description: token, literal length, literals, offset, match length).
+    Description: token, literal length, literals, offset, match length). Of a `prefix` only the
+    first `limit` bytes are wanted, and what comes behind them is not looked at.
 
     Raises:
         HostileInput: it is cut short, points before its beginning, or holds more.
     """
     plain, at = bytearray(), 0
-    while True:
-        if at >= len(packed):
-            raise HostileInput("an LZ4 block is cut short")
+    while at < len(packed):
         token, at = packed[at], at + 1
-        length, at = _lz4_length(packed, at, token >> 4)
+        length = token >> 4
+        if length == LZ4_MORE:
+            length, at = _lz4_length(packed, at)
+        if prefix:
+            length = min(length, limit - len(plain))
         _refuse_lz4(at + length > len(packed) or len(plain) + length > limit, limit)
         plain += packed[at : at + length]
         at += length
-        if at == len(packed):
+        if at == len(packed) or (prefix and len(plain) == limit):
             return bytes(plain)
         distance, at = int.from_bytes(packed[at : at + 2], "little"), at + 2
-        length, at = _lz4_length(packed, at, token & 15)
-        _refuse_lz4(not 0 < distance <= len(plain) or len(plain) + length + 4 > limit, limit)
-        _repeat(plain, distance, length + 4)
+        length = (token & LZ4_MORE) + LZ4_MIN_MATCH
+        if length == LZ4_MORE + LZ4_MIN_MATCH:
+            more, at = _lz4_length(packed, at)
+            length = more + LZ4_MIN_MATCH
+        if prefix:
+            length = min(length, limit - len(plain))
+        start = len(plain) - distance
+        _refuse_lz4(not 0 <= start < len(plain) or len(plain) + length > limit, limit)
+        match = plain[start : start + length]
+        # A match may reach into itself: then it repeats.
+        plain += match if len(match) == length else (match * -(-length // distance))[:length]
+    raise HostileInput("an LZ4 block is cut short")
 
 
 def _refuse_lz4(wrong: bool, size: int) -> None:
@@ -106,17 +121,11 @@ def _refuse_lz4(wrong: bool, size: int) -> None:
         raise HostileInput(f"an LZ4 block does not decode to its {size} bytes")
 
 
-def _lz4_length(packed: bytes, at: int, length: int) -> tuple[int, int]:
-    """A length of four bits; 15 goes on in bytes, until one is not 255."""
-    more = length == 15
-    while more:
-        if at >= len(packed):
-            raise HostileInput("an LZ4 block is cut short")
-        length, more, at = length + packed[at], packed[at] == 255, at + 1
-    return length, at
-
-
-def _repeat(plain: bytearray, distance: int, length: int) -> None:
-    """Append `length` bytes of what lies `distance` before the end, which may overlap them."""
-    match = plain[len(plain) - distance : len(plain) - distance + length]
-    plain += (match * -(-length // len(match)))[:length]
+def _lz4_length(packed: bytes, at: int) -> tuple[int, int]:
+    """A length of 15 and more, which goes on in bytes until one is not 255; and what follows."""
+    length = LZ4_MORE
+    while at < len(packed):
+        length, at = length + packed[at], at + 1
+        if packed[at - 1] != 255:
+            return length, at
+    raise HostileInput("an LZ4 block is cut short")

@@ -100,8 +100,8 @@ class _Metadata:
     def __init__(self, file: Reader, superblock: c.Superblock) -> None:
         self._file, self._end = file, superblock.size
         self.superblock = superblock
-        self.codec = c.CODECS[c.COMPRESSORS[superblock.compressor]]
-        self.params: tuple[tuple[str, int], ...] = ()
+        name = c.COMPRESSORS[superblock.compressor]
+        self.codec, self.params = c.CODECS[name], _params(name, {})
         self._blocks: dict[int, tuple[bytes, int]] = {}
         self._left = MAX_METADATA
 

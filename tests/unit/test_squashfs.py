@@ -311,6 +311,66 @@ def test_names_that_are_none(name: bytes, bare: bytes) -> None:
     assert "a directory entry" in refused(patched(bare, b"sub", name))
 
 
+@pytest.fixture
+def twins(tmp_path: Path) -> bytes:
+    """Metadata as it lies, the fragment table too: two files of one block and a fragment."""
+    for name in ("a", "b"):
+        (tmp_path / "root").mkdir(exist_ok=True)
+        (tmp_path / "root" / name).write_bytes(random.Random(name).randbytes(4096) + TEXT)
+    return packed(tmp_path / "root", tmp_path, "-noI", "-noF", "-nopad", "-always-use-fragments", "-b", "4K")
+
+
+def file_fields(image: bytes, at: int) -> bytes:
+    """The body of the inode of the file whose first block lies at `at`."""
+    superblock = squashfs.read_superblock(BytesReader(image))
+    found = image.index(c.WORD.pack(at), superblock.inodes_at)
+    return image[found : found + c.FILE_BODY.size]
+
+
+def test_overlapping_blocks_are_refused(twins: bytes) -> None:
+    """Two files share a block as a whole, or not at all."""
+    first = min(block.offset for block in squashfs.read(BytesReader(twins)).blocks)
+    start, *rest = c.FILE_BODY.unpack(old := file_fields(twins, first))
+    assert "overlaps" in refused(patched(twins, old, c.FILE_BODY.pack(start + 1, *rest)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (1, 1, "fragment 1 of 1"),
+        (1, 0xFFFFFFFE, "fragment 4294967294 of 1"),
+        (2, 78, "of a fragment block of 77"),
+        (2, 4096, "ends at byte 4173"),
+        (3, 0xFFFFFFF0, "metadata"),
+    ],
+)
+def test_fragments_beyond(field: int, value: int, message: str, twins: bytes) -> None:
+    """Fragments beyond the table, tails beyond their block, and blocks that are not listed."""
+    first = min(block.offset for block in squashfs.read(BytesReader(twins)).blocks)
+    fields = list(c.FILE_BODY.unpack(old := file_fields(twins, first)))
+    fields[field] = value
+    assert message in refused(patched(twins, old, c.FILE_BODY.pack(*fields)))
+
+
+def test_appended_file_system(tmp_path: Path) -> None:
+    """mksquashfs appends to an image: old and new files are there."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes(TEXT * 3000 + name.encode())
+    packed(tmp_path / "old", tmp_path)
+    command = [
+        "mksquashfs",
+        str(tmp_path / "new"),
+        str(tmp_path / "image.squashfs"),
+        "-quiet",
+        "-no-progress",
+    ]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    image = (tmp_path / "image.squashfs").read_bytes()
+    expected = {name: TEXT * 3000 + name for name in (b"old", b"new")}
+    assert rebuilt(image, squashfs.read(BytesReader(image))) == expected
+
+
 def test_size_without_its_blocks(bare: bytes) -> None:
     """A file of 4 GiB whose list of blocks is not there."""
     stored = squashfs.read(BytesReader(bare)).blocks[0].stored
@@ -359,3 +419,10 @@ def test_lz4_broken(block: bytes) -> None:
     """Cut short, and matches that begin before the beginning."""
     with pytest.raises(HostileInput):
         filesystem.decode_lz4(block, 4096)
+
+
+@pytest.mark.parametrize("block", LZ4)
+def test_lz4_prefix(block: bytes) -> None:
+    """Of a prefix, any number of bytes can be had, whatever sequence they end in."""
+    for size in range(len(LZ4[block]) + 1):
+        assert filesystem.unpack_lz4(block, size, prefix=True) == LZ4[block][:size]
