@@ -16,7 +16,7 @@ import hashlib
 import lzma
 from typing import TYPE_CHECKING
 
-from rehydrator.core.errors import HostileInput
+from rehydrator.core.errors import HostileInput, LimitExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +28,11 @@ KIB, MIB = 1 << 10, 1 << 20
 MIN_DICT = 4 * KIB
 # liblzma's encoder takes no more (lzma12.h, dict_size).
 MAX_DICT = 1536 * MIB
+# What a block header can ask of a decoder (xz format 1.2, 5.3.1).
+_MAX_DECODER_DICT = (1 << 32) - 1
+
+# Most memory for trials: -9 and -9e take 674 MiB.
+TRIAL_MEMORY = 1024 * MIB
 
 STORED: Params = (("stored", 1),)
 
@@ -53,6 +58,7 @@ def encode(plain: bytes, params: Mapping[str, int]) -> bytes:
 
     Raises:
         HostileInput: parameters that there are not.
+        LimitExceeded: no memory for the encoder (see `memory`).
     """
     return b"".join(encode_pieces([plain], params))
 
@@ -74,6 +80,7 @@ def decode(data: bytes, dict_size: int, size: int) -> bytes:
 
     Raises:
         HostileInput: broken or cut short, other than `size` bytes, or bytes behind the end.
+        LimitExceeded: no memory for the dictionary.
     """
     return b"".join(decode_pieces([data], dict_size, size))
 
@@ -84,11 +91,10 @@ def decode_pieces(pieces: Iterable[bytes], dict_size: int, size: int) -> Iterato
     Takes memory for the smaller of the dictionary and the plain bytes: no match reaches
     back further than either.
     """
-    _check_dict(dict_size)
+    _check_dict(dict_size, _MAX_DECODER_DICT)
     if size < 0:
         raise HostileInput(f"an LZMA2 block of {size} bytes")
-    chain = [{"id": lzma.FILTER_LZMA2, "dict_size": max(min(dict_size, size), MIN_DICT)}]
-    decompressor = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=chain)
+    decompressor = _decompressor(max(min(dict_size, size), MIN_DICT))
     left = size
     for piece in pieces:
         for plain in _decompressed(decompressor, piece):
@@ -102,25 +108,35 @@ def decode_pieces(pieces: Iterable[bytes], dict_size: int, size: int) -> Iterato
         raise HostileInput(f"LZMA2 data of {size - left} bytes, not of {size}")
 
 
-def find(plain: bytes, data: bytes, dict_size: int, *, whole: bool = False) -> list[Params]:
+def find(
+    plain: bytes, data: bytes, dict_size: int, *, whole: bool = False, most: int = TRIAL_MEMORY
+) -> list[Params]:
     """The parameters that give LZMA2 data beginning with `data`, for a block beginning with
     `plain`; likeliest first, and all levels that cannot be told apart.
 
     Only what the encoder writes before it is told of an end is compared, so that no end of a
-    prefix is mistaken for a difference. That lags behind the input by up to one chunk (2 MiB
-    of plain bytes, or 64 KiB of data) and some KiB of look-ahead: give at least 4 MiB of
-    `plain`, or the `whole` block; where nothing could be compared, nothing is found.
+    prefix is mistaken for a difference. That lags behind the input by up to one chunk of 2 MiB
+    and some KiB of look-ahead (measured: 2 MiB + 17 KiB for zeros, 80 KiB for noise, fed in
+    16 KiB): give at least 4 MiB of `plain`, or the `whole` block; where nothing could be
+    compared, nothing is found.
 
     Args:
         plain: the first bytes of the block, or all.
         data: the first bytes of its LZMA2 data, or all.
         dict_size: as the block header says, in bytes.
         whole: `plain` and `data` are the whole block, which is then proven.
+        most: bytes of memory that a trial may take; trials run one after the other.
 
     Raises:
         HostileInput: a dictionary that the encoder does not have.
+        LimitExceeded: one that takes more memory than `most`.
     """
-    _check_dict(dict_size)
+    needed = memory(dict(preset(9, dict_size)))
+    if needed > most:
+        raise LimitExceeded(
+            f"an LZMA2 dictionary of {dict_size} bytes: its encoder takes {needed // MIB} MiB of memory,"
+            f" and {most // MIB} MiB are allowed"
+        )
     found: list[Params] = []
     if dict_size == MIN_DICT and _begins(_stored(_cut(plain, _TRIAL), end=whole), data, whole=whole):
         found.append(STORED)
@@ -185,7 +201,18 @@ def _compressor(params: Mapping[str, int]) -> lzma.LZMACompressor:
     level, extreme, size = _checked(params)
     flags = level | (lzma.PRESET_EXTREME if extreme else 0)
     chain = [{"id": lzma.FILTER_LZMA2, "preset": flags, "dict_size": size}]
-    return lzma.LZMACompressor(lzma.FORMAT_RAW, filters=chain)
+    try:
+        return lzma.LZMACompressor(lzma.FORMAT_RAW, filters=chain)
+    except MemoryError:
+        raise LimitExceeded(f"no memory for an LZMA2 encoder: it takes {memory(params) // MIB} MiB") from None
+
+
+def _decompressor(dict_size: int) -> lzma.LZMADecompressor:
+    chain = [{"id": lzma.FILTER_LZMA2, "dict_size": dict_size}]
+    try:
+        return lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=chain)
+    except MemoryError:
+        raise LimitExceeded(f"no memory for an LZMA2 decoder: it takes {dict_size // MIB} MiB") from None
 
 
 def _checked(params: Mapping[str, int]) -> tuple[int, int, int]:
@@ -198,9 +225,9 @@ def _checked(params: Mapping[str, int]) -> tuple[int, int, int]:
     return level, extreme, size
 
 
-def _check_dict(size: int) -> None:
-    if not MIN_DICT <= size <= MAX_DICT:
-        raise HostileInput(f"an LZMA2 dictionary of {size} bytes, not of {MIN_DICT} to {MAX_DICT}")
+def _check_dict(size: int, most: int = MAX_DICT) -> None:
+    if not MIN_DICT <= size <= most:
+        raise HostileInput(f"an LZMA2 dictionary of {size} bytes, not of {MIN_DICT} to {most}")
 
 
 def _stored(pieces: Iterable[bytes], *, end: bool = True) -> Iterator[bytes]:
