@@ -221,6 +221,8 @@ class _Blocks:
         self._numbers: dict[tuple[int, int, bool], int] = {}
         self._blocks: list[Block] = []
         self._left = MAX_BLOCKS
+        # Blocks lie apart: together they are no longer than their place.
+        self._room = superblock.inodes_at - c.SUPERBLOCK.size
 
     def pieces(self, file: c.File, words: Iterator[int]) -> Iterator[Piece]:
         """The file's pieces; `words` are the stored lengths of its blocks."""
@@ -248,7 +250,6 @@ class _Blocks:
         for block in sorted(self._blocks, key=lambda block: block.offset):
             require(block.offset >= end, f"the block at {block.offset} overlaps another")
             end = block.offset + block.stored
-        require(end <= self._superblock.inodes_at, "a block lies behind the inodes' beginning")
         return tuple(self._blocks)
 
     def _data(self, at: int, word: int, length: int) -> int:
@@ -275,6 +276,9 @@ class _Blocks:
             stored = word & (c.DATA_PLAIN - 1)
             known = word < 2 * c.DATA_PLAIN and 0 < stored <= self._superblock.block
             require(known, f"a block of {word:#x} bytes at {at}")
+            self._room -= stored
+            inside = c.SUPERBLOCK.size <= at <= self._superblock.inodes_at - stored
+            require(inside and self._room >= 0, f"the block at {at} overlaps another or the metadata")
             self._numbers[at, word, shared] = len(self._blocks)
             as_is = bool(word & c.DATA_PLAIN)
             packed = Block(at, stored, plain, self._metadata.codec, self._metadata.params)

@@ -17,7 +17,7 @@ from rehydrator.core.errors import HostileInput, Unexplained
 from rehydrator.core.reader import BytesReader
 from rehydrator.formats import c_squashfs as c
 from rehydrator.formats import filesystem, squashfs
-from rehydrator.formats.filesystem import ZEROS, Block, FileSystem
+from rehydrator.formats.filesystem import ZEROS, Block, FileSystem, Piece
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -269,6 +269,34 @@ def test_bomb_stops_at_its_size(codec: str) -> None:
         squashfs.decode(BytesReader(BOMBS[codec]), block)
 
 
+def test_dictionary_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that asks for more memory than its block is worth is refused, before it is taken."""
+    greedy = lzma.compress(TEXT, filters=[{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 8 << 20}])
+    block = Block(0, len(greedy), len(TEXT), "xz")
+    assert squashfs.decode(BytesReader(greedy), block) == TEXT
+    monkeypatch.setattr(squashfs, "XZ_MEMORY", 4 << 20)
+    with pytest.raises(HostileInput, match="not an xz stream"):
+        squashfs.decode(BytesReader(greedy), block)
+
+
+@pytest.mark.parametrize("codec", ["", "zlib", "xz", "zstd", "lz4"])
+def test_bytes_behind_the_stream(codec: str) -> None:
+    """A block is one stream and nothing else; and it is as long as it says."""
+    stored = {
+        "": TEXT,
+        "zlib": zlib.compress(TEXT),
+        "xz": lzma.compress(TEXT),
+        "zstd": zstd.compress(TEXT),
+        "lz4": b"\xf0" + bytes([len(TEXT) - 15]) + TEXT,
+    }[codec]
+    params = squashfs._params({"zlib": "gzip"}.get(codec, codec), {})
+    good = Block(0, len(stored), len(TEXT), codec, params)
+    assert squashfs.decode(BytesReader(stored), good) == TEXT
+    for data, plain in ((stored + b"\x10", 0), (stored, -1), (stored, 1)):
+        with pytest.raises(HostileInput):
+            squashfs.decode(BytesReader(data), Block(0, len(data), len(TEXT) + plain, codec, params))
+
+
 def patched(image: bytes, old: bytes, new: bytes) -> bytes:
     assert len(old) == len(new)
     assert image.count(old) == 1
@@ -350,6 +378,49 @@ def test_fragments_beyond(field: int, value: int, message: str, twins: bytes) ->
     fields = list(c.FILE_BODY.unpack(old := file_fields(twins, first)))
     fields[field] = value
     assert message in refused(patched(twins, old, c.FILE_BODY.pack(*fields)))
+
+
+@pytest.mark.parametrize("at", [0, 95, 1 << 20, 0xFFFFFFFF])
+def test_blocks_outside_are_refused(at: int, twins: bytes) -> None:
+    """Blocks lie behind the superblock, and before the inodes."""
+    first = min(block.offset for block in squashfs.read(BytesReader(twins)).blocks)
+    _, *rest = c.FILE_BODY.unpack(old := file_fields(twins, first))
+    expected = f"the block at {at} overlaps another or the metadata"
+    assert refused(patched(twins, old, c.FILE_BODY.pack(at, *rest))) == expected
+
+
+def listing_bomb(count: int, word: int) -> bytes:
+    """A few KiB of inodes: one file, whose list of `count` blocks is all alike."""
+    entry_of_file = c.RUN.pack(0, 0, 1) + entry(b"f", 32, 0, c.FILE)
+    root = c.INODE.pack(c.DIRECTORY, 0, 0, 0, 0, 1) + c.DIRECTORY_BODY.pack(
+        0, 2, len(entry_of_file) + c.DOTS, 0, 0
+    )
+    fields = (96, count * 4096, 0, 1, c.NO_FRAGMENT, 0, 0xFFFFFFFF)
+    file = c.INODE.pack(c.FILE + c.EXTENDED, 0, 0, 0, 0, 1) + c.LONG_FILE_BODY.pack(*fields)
+    inodes, directories = metadata(root + file + c.WORD.pack(word) * count), metadata(entry_of_file)
+    blocks, ids = bytes(64), metadata(c.ID.pack(0))
+    inodes_at = c.SUPERBLOCK.size + len(blocks)
+    directories_at = inodes_at + len(inodes)
+    ids_at = directories_at + len(directories)
+    body = blocks + inodes + directories + ids + c.POINTER.pack(ids_at)
+    places = (ids_at + len(ids), 0, inodes_at, directories_at, 0, 0)
+    size = c.SUPERBLOCK.size + len(body)
+    return c.SUPERBLOCK.pack(c.MAGIC, 2, 0, 4096, 0, 1, 12, 0, 1, *c.VERSION, 0, size, *places) + body
+
+
+def metadata(plain: bytes) -> bytes:
+    parts = (zlib.compress(plain[at : at + c.METADATA_SIZE]) for at in range(0, len(plain), c.METADATA_SIZE))
+    return b"".join(len(part).to_bytes(2, "little") + part for part in parts)
+
+
+def test_lists_that_cost_little() -> None:
+    """A long list of blocks is stopped where the blocks no longer fit the file, or at the limit;
+    of holes it is one piece."""
+    assert len(listing_bomb(1 << 20, 1)) < 32 * KIB
+    assert "overlaps" in refused(listing_bomb(1 << 20, 1))
+    assert "files of more than" in refused(listing_bomb(filesystem.MAX_BLOCKS, 0))
+    found = squashfs.read(BytesReader(listing_bomb(1 << 20, 0)))
+    assert [content.pieces for content in found.contents] == [(Piece(0, 4 << 30, ZEROS, 0),)]
 
 
 def test_appended_file_system(tmp_path: Path) -> None:
