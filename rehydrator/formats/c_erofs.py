@@ -119,9 +119,9 @@ class Cluster(NamedTuple):
     prefix: bool
 
 
-def full_index(raw: bytes) -> list[Cluster]:
+def full_index(raw: bytes) -> Iterator[Cluster]:
     """The entries of a full index (z_erofs_lcluster_index), 8 bytes each."""
-    return [_full(advise, skip, word) for advise, skip, word in ENTRY.iter_unpack(raw)]
+    return (_full(advise, skip, word) for advise, skip, word in ENTRY.iter_unpack(raw))
 
 
 def _full(advise: int, skip: int, word: int) -> Cluster:

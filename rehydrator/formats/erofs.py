@@ -14,6 +14,7 @@ from __future__ import annotations
 import lzma
 import zlib
 from bisect import bisect_right
+from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING
 
 from rehydrator.core.errors import HostileInput
@@ -258,7 +259,11 @@ class _Tree:
     def _read(self, piece: Piece, blocks: _Blocks) -> bytes:
         if piece.block == ZEROS:
             return bytes(piece.length)
-        return decode(self.file, blocks.get(piece.block))[piece.start : piece.start + piece.length]
+        block = blocks.get(piece.block)
+        if not block.codec:
+            return self.file.pread(block.offset + piece.start, piece.length)
+        self._metadata.spend(block.plain)  # many small pieces may be of one large block
+        return decode(self.file, block)[piece.start : piece.start + piece.length]
 
     def _names_of(self, raw: bytes) -> Iterator[tuple[bytes, int]]:
         """The entries of a directory block: fixed parts first, then the names."""
@@ -379,24 +384,30 @@ class _Compressed:
 
     def pieces(self, blocks: _Blocks) -> Iterator[Piece]:
         clusters, behind = self._index()
-        heads = list(self._heads(clusters))
-        require(bool(heads) and heads[0][0] == 0, "a compressed file that does not begin with an extent")
-        ends = [at for at, _ in heads[1:]] + [self._inode.size]
-        for (at, number), end in zip(heads, ends, strict=True):
-            require(at < end, "extents that are not in order")
-            cluster, length = clusters[number], end - at
-            if end == self._inode.size and self._advice & c.FRAGMENT:
+        first = True
+        for extent, after in pairwise(chain(self._heads(clusters), [None])):
+            assert extent is not None
+            at, cluster, counted = extent
+            end = after[0] if after else self._inode.size
+            require(at < end and (at == 0 or not first), "extents that are not in order from 0 on")
+            first = False
+            if not after and self._advice & c.FRAGMENT:
                 high = cluster.block << 32 if self._inode.layout == c.FULL else 0
-                yield from self._tree.fragment(at, length, self._word | high)
+                yield from self._tree.fragment(at, end - at, self._word | high)
                 continue
-            if end == self._inode.size and self._tail:
-                offset, stored = behind, self._tail
-                require(offset % self._block + stored <= self._block, "an inline tail crosses a block")
+            if not after and self._tail:
+                there = self._inline(behind)
             else:
-                offset, stored = cluster.block * self._block, self._stored(clusters, number)
-            yield from self._extent(blocks, cluster, (at, length), (offset, stored))
+                there = cluster.block * self._block, self._stored(cluster, counted)
+            yield from self._extent(blocks, cluster, (at, end - at), there)
+        require(not first, "a compressed file without extents")
 
-    def _index(self) -> tuple[list[c.Cluster], int]:
+    def _inline(self, behind: int) -> tuple[int, int]:
+        """Where the bytes of the last extent lie: behind the index."""
+        require(behind % self._block + self._tail <= self._block, "an inline tail crosses a block")
+        return behind, self._tail
+
+    def _index(self) -> tuple[Iterator[c.Cluster], int]:
         """The index entries of all logical clusters, and where the index ends."""
         count = -(-self._inode.size // self._cluster)
         self._tree.clusters.spend(count)
@@ -406,37 +417,42 @@ class _Compressed:
             return c.full_index(raw), at + len(raw)
         return self._compact_index(self._at + c.MAP.size, count)
 
-    def _compact_index(self, at: int, count: int) -> tuple[list[c.Cluster], int]:
+    def _compact_index(self, at: int, count: int) -> tuple[Iterator[c.Cluster], int]:
         two = bool(self._advice & c.TWO_BYTES)
         require(self._bits <= (12 if two else 14), f"a compact index of clusters of 2^{self._bits} bytes")
-        clusters: list[c.Cluster] = []
+        parts: list[tuple[bytes, int]] = []
         for packs, entries in c.compact_packs(at, count, two):
+            size = packs * c.pack_size(entries)
+            parts.append((refuse_short(self._tree.file, at, size, "the index of a compressed file"), entries))
+            at += size
+        return islice(self._unpacked(parts), count), at
+
+    def _unpacked(self, parts: list[tuple[bytes, int]]) -> Iterator[c.Cluster]:
+        for raw, entries in parts:
             size = c.pack_size(entries)
-            raw = refuse_short(self._tree.file, at, packs * size, "the index of a compressed file")
             for start in range(0, len(raw), size):
                 pack = raw[start : start + size]
-                clusters += c.compact_pack(pack, entries, self._bits, self._big[c.HEAD1])
-            at += len(raw)
-        return clusters[:count], at
+                yield from c.compact_pack(pack, entries, self._bits, self._big[c.HEAD1])
 
-    def _heads(self, clusters: list[c.Cluster]) -> Iterator[tuple[int, int]]:
-        """Where extents begin, with the number of their logical cluster. A last one may mark
-        the end of the file."""
-        for number, cluster in enumerate(clusters):
-            if cluster.kind != c.NONHEAD:
-                require(cluster.skip < self._cluster, "an extent begins behind its logical cluster")
-                at = (number << self._bits) + cluster.skip
-                if at < self._inode.size:
-                    yield at, number
+    def _heads(self, clusters: Iterator[c.Cluster]) -> Iterator[tuple[int, c.Cluster, int | None]]:
+        """Where extents begin, their entry, and the count of blocks that the next one holds, if
+        it is none. A last one may mark the end of the file."""
+        for number, (cluster, after) in enumerate(pairwise(chain(clusters, [None]))):
+            assert cluster is not None
+            if cluster.kind == c.NONHEAD:
+                continue
+            require(cluster.skip < self._cluster, "an extent begins behind its logical cluster")
+            at = number * self._cluster + cluster.skip
+            if at < self._inode.size:
+                yield at, cluster, after.blocks if after and after.kind == c.NONHEAD else None
 
-    def _stored(self, clusters: list[c.Cluster], number: int) -> int:
+    def _stored(self, cluster: c.Cluster, counted: int | None) -> int:
         """Bytes of the physical cluster: one logical cluster's, unless the next entry counts."""
-        after = clusters[number + 1] if number + 1 < len(clusters) else None
-        if not self._big.get(clusters[number].kind) or after is None or after.kind != c.NONHEAD:
+        if not self._big.get(cluster.kind) or counted is None:
             return self._cluster
-        require(after.blocks > 0, "a physical cluster without a count of blocks")
-        require(after.blocks * self._block <= c.MAX_STORED, f"a physical cluster of {after.blocks} blocks")
-        return after.blocks * self._block
+        require(counted > 0, "a physical cluster without a count of blocks")
+        require(counted * self._block <= c.MAX_STORED, f"a physical cluster of {counted} blocks")
+        return counted * self._block
 
     def _extent(
         self, blocks: _Blocks, cluster: c.Cluster, here: tuple[int, int], there: tuple[int, int]
