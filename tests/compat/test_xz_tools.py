@@ -162,14 +162,31 @@ def test_filters_are_not_ours() -> None:
 
 
 def test_a_dictionary_that_the_header_cannot_say() -> None:
-    """Known exception: the header rounds a dictionary up to 2^n or 2^n + 2^(n-1), the encoder
-    used the exact one. What differs is only what lies that far apart; here, nothing is found."""
-    far = DICE.randbytes(1_200_000)
-    plain = TEXT + far + TEXT
+    """The header rounds a dictionary up to 2^n or 2^n + 2^(n-1), the encoder used the exact one:
+    5 MiB, where a memory limit shrank it. A prefix does not tell; the proof on the whole does."""
+    plain = TEXT[:300_000] + DICE.randbytes(5 * MIB) + TEXT[:300_000]
+    data = packed(plain, "-7", "-T1", "--memlimit-compress=66MiB")
+    ((block, stored, _),) = blocks_of(data, plain)
+    assert block.shape.dict_size == 6 * MIB
+    found = lzma2.find(plain[: 4 * MIB], stored, block.shape.dict_size)
+    assert lzma2.preset(7, 6 * MIB) in found
+    proven = [
+        size
+        for size in lzma2.dict_sizes(6 * MIB)
+        if lzma2.prove([plain], [stored], dict(lzma2.preset(7, size)))
+    ]
+    assert proven == [5 * MIB]
+
+
+def test_a_dictionary_of_no_whole_number() -> None:
+    """Known exception: --lzma2=dict= with a size that is not in the header and not of whole
+    MiB. The whole block proves that nothing is found."""
+    plain = TEXT[:300_000] + DICE.randbytes(2200 << 10) + TEXT[:300_000]
     data = packed(plain, "--lzma2=preset=6,dict=2100KiB")
     ((block, stored, _),) = blocks_of(data, plain)
-    assert block.shape.dict_size == 3 * MIB
-    assert lzma2.find(plain, stored, block.shape.dict_size, whole=True) == []
+    sizes = lzma2.dict_sizes(block.shape.dict_size)
+    assert sizes == [3 * MIB]
+    assert lzma2.find(plain, stored, sizes[0], whole=True) == []
 
 
 def test_lag_of_the_encoder() -> None:

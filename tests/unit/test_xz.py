@@ -281,6 +281,16 @@ def test_find_likeliest_first() -> None:
     assert lzma2._alike(8 * lzma2.MIB)[0][0] == lzma2.preset(6, 8 * lzma2.MIB)
 
 
+@pytest.mark.parametrize(
+    ("stated", "sizes"),
+    [(4096, [4096]), (1 << 20, [1 << 20]), (4 << 20, [4 << 20]), (6 << 20, [6 << 20, 5 << 20])],
+)
+def test_dictionaries_of_one_header(stated: int, sizes: list[int]) -> None:
+    """The dictionaries that a header of 6 MiB may stand for are 6 and 5 MiB: 4 has its own."""
+    assert lzma2.dict_sizes(stated) == sizes
+    assert lzma2.dict_sizes(64 << 20) == [size << 20 for size in range(64, 48, -1)]
+
+
 def test_stored() -> None:
     """Stored chunks of 64 KiB: encoded in any pieces, found, decoded."""
     plain = random.Random(1).randbytes(200_000)
