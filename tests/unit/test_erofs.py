@@ -29,11 +29,12 @@ class File(NamedTuple):
     start: int = 0
     behind: bytes = b""
     mode: int = c.REGULAR
+    attributes: int = 0
 
 
 def inode(file: File) -> bytes:
     return struct.pack(
-        "<HHHHIIIIHHI", file.layout << 1, 0, file.mode, 1, file.size, 0, file.start, 0, 0, 0, 0
+        "<HHHHIIIIHHI", file.layout << 1, file.attributes, file.mode, 1, file.size, 0, file.start, 0, 0, 0, 0
     )
 
 
@@ -108,6 +109,12 @@ def test_flat_and_inline_files_lie_where_their_inodes_say() -> None:
     assert system.blocks[2] == Block(3 * BLOCK + 32, 4, 4)
 
 
+def test_extended_attributes_lie_between_an_inode_and_its_data() -> None:
+    """n of them, as an inode counts, are 12 bytes and n - 1 words."""
+    file = File(c.INLINE, 4, 0, bytes(12 + 4 * 2) + b"data", attributes=3)
+    assert content(image(file)) == b"data"
+
+
 def test_a_chunk_without_an_address_is_a_hole() -> None:
     """Chunks are block addresses; all ones is zeros."""
     chunks = struct.pack("<III", DATA, c.HOLE, DATA)
@@ -135,12 +142,13 @@ def test_interlaced_bytes_go_on_at_the_beginning_of_their_block() -> None:
     assert content(raw) == b"a" * (BLOCK + 100) + b"b" * (BLOCK - 100) + b"c" * 50
 
 
-def test_micro_lzma_is_raw_lzma_with_its_properties_first() -> None:
-    """The first byte, zero in LZMA1, is the inverted properties."""
+@pytest.mark.parametrize(("kind", "algorithms"), [(c.HEAD1, 0x01), (c.HEAD2, 0x10)])
+def test_micro_lzma_is_raw_lzma_with_its_properties_first(kind: int, algorithms: int) -> None:
+    """The first byte, zero in LZMA1, is the inverted properties; a file may have two algorithms."""
     plain = bytes(range(256)) * 16
     stream = lzma.compress(plain, lzma.FORMAT_RAW, filters=[LZMA])
     packed = bytes([~((2 * 5 + 0) * 9 + 3) & 0xFF]) + stream[1:]
-    index = header(algorithms=1) + full((c.HEAD1, 0, DATA))
+    index = header(algorithms=algorithms) + full((kind, 0, DATA))
     raw = image(File(c.FULL, len(plain), 0, index), data=padded(packed))
     assert content(raw) == plain
     assert read(raw).blocks[0].codec == "lzma1"
