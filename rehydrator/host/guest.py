@@ -318,9 +318,7 @@ def _process(
         with mount_backend(base, epoch, work) as mounted:
             yield "mount", mounted
         return
-    kvm = kvm_works()
-    note(f"launching libguestfs's appliance {'with' if kvm else 'without'} KVM")
-    with guestfs_backend(python, base, disks, epoch, work, kvm) as appliance:
+    with guestfs_backend(python, base, disks, epoch, work, kvm_works(), note) as appliance:
         yield "guestfs", appliance
 
 

@@ -21,11 +21,13 @@ from rehydrator.host.guest_pages import Copies, check_ext
 from rehydrator.host.guest_volumes import TIMEOUT, Entry, Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _WORKER: Final = Path(__file__).with_name("guest_worker.py")
 # Measured: 22 s under TCG on two cores with one disk; a busy machine may take some times that.
 _LAUNCH_TIMEOUT: Final = 600.0
+# KVM that works starts it in a few seconds.
+_KVM_TIMEOUT: Final = 60.0
 _CLOSE_TIMEOUT: Final = 60.0
 # The largest honest reply is a file of 1 MiB in base64, or a directory of some thousand names.
 _MAX_REPLY: Final = 16 << 20
@@ -169,7 +171,7 @@ class _Asking:
 class Guestfs(_Asking):
     """All disks in one appliance, which edits the overlays themselves."""
 
-    def __init__(self, asked: Worker, base: Path, disks: Sequence[Path], epoch: int) -> None:
+    def __init__(self, asked: Worker, base: Path, disks: Sequence[Path], epoch: int, timeout: float) -> None:
         super().__init__(asked, base)
         self._epoch = epoch
         self._labels = {disk: _letters(number) for number, disk in enumerate(disks)}
@@ -180,7 +182,7 @@ class Guestfs(_Asking):
             )
         if len(drives) > _MAX_DRIVES:
             raise LimitExceeded(f"{len(disks)} disks are more than one appliance takes ({_MAX_DRIVES - 1})")
-        asked.ask(_LAUNCH_TIMEOUT, op="open", drives=drives, epoch=epoch)
+        asked.ask(timeout, op="open", drives=drives, epoch=epoch)
 
     def opens(self, volume: Volume) -> bool:
         # btrfs takes disks with the same identifier, which ours have, for parts of one filesystem.
@@ -243,29 +245,42 @@ def guestfs_python() -> str:
 
 @contextmanager
 def guestfs_backend(
-    python: str, base: Path, disks: Sequence[Path], epoch: int, work: Path, kvm: bool
+    python: str,
+    base: Path,
+    disks: Sequence[Path],
+    epoch: int,
+    work: Path,
+    kvm: bool,
+    note: Callable[[str], None],
 ) -> Iterator[Guestfs]:
-    """Launch the appliance with the base and all overlays.
+    """Launch the appliance with the base and all overlays. Where it does not start under KVM it is
+    launched once more without: a boot sector may run where a whole system does not (seen).
 
     Raises:
         RehydratorError: it does not start.
     """
-    env = {
-        "LIBGUESTFS_BACKEND": "direct",
-        "LIBGUESTFS_BACKEND_SETTINGS": "" if kvm else "force_tcg",
-        "LIBGUESTFS_TMPDIR": str(work.absolute()),
-    }
     remedy = "try --editor offline or mount, or look closer with LIBGUESTFS_DEBUG=1"
-    with worker([python, "-I", str(_WORKER), "guestfs"], work, env, remedy) as asked:
-        try:
-            backend = Guestfs(asked, base, disks, epoch)
-        except (Interrupted, LimitExceeded):
-            raise
-        except RehydratorError as error:
-            raise RehydratorError(
-                f"libguestfs's appliance does not start (on Debian it needs {_APPLIANCE_PACKAGES}): {error}"
-            ) from None
-        yield backend
+    failure = ""
+    for with_kvm in (True, False) if kvm else (False,):
+        note(f"launching libguestfs's appliance {'with' if with_kvm else 'without'} KVM")
+        env = {
+            "LIBGUESTFS_BACKEND": "direct",
+            "LIBGUESTFS_BACKEND_SETTINGS": "" if with_kvm else "force_tcg",
+            "LIBGUESTFS_TMPDIR": str(work.absolute()),
+        }
+        with worker([python, "-I", str(_WORKER), "guestfs"], work, env, remedy) as asked:
+            try:
+                backend = Guestfs(asked, base, disks, epoch, _KVM_TIMEOUT if with_kvm else _LAUNCH_TIMEOUT)
+            except (Interrupted, LimitExceeded):
+                raise
+            except RehydratorError as error:
+                failure = str(error)
+                continue
+            yield backend
+            return
+    raise RehydratorError(
+        f"libguestfs's appliance does not start (on Debian it needs {_APPLIANCE_PACKAGES}): {failure}"
+    )
 
 
 @contextmanager
