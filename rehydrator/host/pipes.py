@@ -39,7 +39,10 @@ class Talk:
             for pipe, event in self._pipes():
                 waiting.register(pipe, event)
             while waiting.get_map():
-                for key, _ in waiting.select(self._rest(deadline)):
+                ready = waiting.select(min(1.0, self._rest(deadline)))
+                if not ready and self._program.poll() is not None:
+                    break  # it ended, and what it left running holds its pipes
+                for key, _ in ready:
                     if not self._served(key.fileobj):  # type: ignore[arg-type]
                         waiting.unregister(key.fileobj)
                         key.fileobj.close()  # type: ignore[union-attr]
