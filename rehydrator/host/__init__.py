@@ -103,7 +103,7 @@ def run(
             raise RehydratorError(f"{argv[0]}: did not end within {timeout:g} seconds") from None
         except LimitExceeded as error:
             raise LimitExceeded(f"{argv[0]}: {error}") from None
-    return Result(program.returncode, bytes(talk.said), _printable(bytes(talk.complained)))
+    return Result(program.returncode, bytes(talk.said), printable(bytes(talk.complained)))
 
 
 _running: set[subprocess.Popen[bytes]] = set()
@@ -185,7 +185,8 @@ def stopped() -> bool:
     return _stopped.is_set()
 
 
-def _printable(stderr: bytes) -> str:
+def printable(stderr: bytes) -> str:
+    """The end of what a program said, fit for a message."""
     text = stderr[-KEPT_STDERR:].decode(errors="replace").strip()
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
