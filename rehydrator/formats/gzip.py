@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rehydrator.core.errors import Unexplained
+from rehydrator.formats import streams
+from rehydrator.formats.decoding import MAX_PARTS, Inflate, Meter, Parts, Stream
 from rehydrator.formats.explanation import refuse_short, require
 
 if TYPE_CHECKING:
@@ -23,11 +25,11 @@ if TYPE_CHECKING:
     from rehydrator.core.reader import Reader
 
 MAGIC: Final = b"\x1f\x8b"
-MAX_MEMBERS: Final = 1 << 18
+MAX_MEMBERS: Final = MAX_PARTS
 MAX_HEADER: Final = 80 << 10
 """Bytes: FEXTRA takes 64 KiB at most (its length has 16 bits); names have no limit of their own."""
-MAX_HEADERS: Final = 16 << 20
-"""Bytes of all headers, which are held in memory; those of 262,144 BGZF members take 4.5 MiB."""
+MAX_HEADERS: Final = 32 << 20
+"""Bytes of all headers, which a recipe holds; those of 1,048,576 BGZF members take 18 MiB."""
 
 # FLG (RFC 1952, 2.3.1).
 _FHCRC, _FEXTRA, _FNAME, _FCOMMENT, _RESERVED = 2, 4, 8, 16, 0xE0
@@ -35,7 +37,6 @@ _FIXED: Final = struct.Struct("<2sBBIBB")
 _TRAILER: Final = struct.Struct("<II")
 _LIKELY_HEADER = 512
 _STEP = 64 << 10
-_PLAIN_STEP = 256 << 10
 
 # A deflate block of zlib or GNU gzip has at most 32,768 symbols. One takes at most 48 bits
 # (RFC 1951, 3.2.5: 15 + 5 for a length, 15 + 13 for a distance) and stands for at most 258 bytes.
@@ -81,6 +82,11 @@ class Member:
     def end(self) -> int:
         return self.packed_offset + self.packed + _TRAILER.size
 
+    @property
+    def says_its_size(self) -> bool:
+        """As every member of BGZF does."""
+        return self.header.bgzf == self.end - self.offset
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -99,7 +105,7 @@ class Layout:
     @property
     def bgzf(self) -> bool:
         """Whether every member says its own size, and truly."""
-        return all(member.header.bgzf == member.end - member.offset for member in self.members)
+        return all(member.says_its_size for member in self.members)
 
 
 class Sample(NamedTuple):
@@ -123,27 +129,39 @@ def read(file: Reader, limit: int, take: Callable[[bytes], object]) -> Layout:
     What follows a member is another if it begins with the magic number, as in GNU gzip.
 
     Raises:
-        Unexplained: malformed, cut short, above the limit, or too many members.
+        Unexplained: malformed, cut short, or too many members.
+        LimitExceeded: above the limit.
     """
-    members: list[Member] = []
-    offset = plain = headers = 0
-    while not members or _more(file, offset):
-        require(len(members) < MAX_MEMBERS, f"more than {MAX_MEMBERS} gzip members")
-        member = _read_member(file, offset, plain, limit - plain, take)
-        members.append(member)
-        headers += len(member.header.raw)
-        require(headers <= MAX_HEADERS, f"gzip headers of more than {MAX_HEADERS} bytes")
-        offset, plain = member.end, plain + member.plain
-    return Layout(tuple(members), file.size - offset, _zeros(file, offset))
+    meter = Meter(limit, take)
+    members = tuple(_members(file, meter))
+    end = members[-1].end
+    return Layout(members, file.size - end, _zeros(file, end))
+
+
+def unpack(file: Reader, limit: int, take: Callable[[bytes], object]) -> streams.Layout:
+    """As `read`, with the members in little memory: their headers are not kept."""
+    meter, parts, bgzf = Meter(limit, take), Parts(), True
+    first = None
+    end = 0
+    for member in _members(file, meter):
+        first, end = first or member, member.end
+        bgzf = bgzf and member.says_its_size
+        hints = {"xfl": member.header.xfl, "os": member.header.os}
+        parts.add(member.packed_offset, member.packed, member.plain_offset, member.plain, "deflate", hints)
+    assert first is not None
+    facts = {"members": str(len(parts)), **_facts(first.header, bgzf=bgzf)}
+    if end < file.size:
+        facts["trailing bytes"] = f"{file.size - end}{' (zeros)' if _zeros(file, end) else ''}"
+    return streams.Layout("gzip", file.size, meter.total, parts, facts)
 
 
 def plain_chunks(file: Reader, member: Member) -> Iterator[bytes]:
     """A member's plain bytes again, in pieces of at most 256 KiB.
 
     Raises:
-        Unexplained: the deflate data is broken, or longer than when the member was read.
+        Unexplained: the deflate data is broken.
     """
-    return _Inflate(file, member.packed_offset, member.plain).chunks()
+    return _stream(file, member).chunks()
 
 
 def packed_chunks(file: Reader, member: Member) -> Iterator[bytes]:
@@ -158,16 +176,16 @@ def sample(file: Reader, member: Member) -> Sample:
     (about 256 KiB of deflate data, or 9 MiB of plain bytes where that comes first).
 
     Raises:
-        Unexplained: the deflate data is broken, or longer than when the member was read.
+        Unexplained: the deflate data is broken.
     """
-    inflate = _Inflate(file, member.packed_offset, member.plain)
+    stream = _stream(file, member)
     plain = bytearray()
-    for chunk in inflate.chunks():
+    for chunk in stream.chunks():
         plain += chunk
-        if inflate.packed >= SAMPLE_PACKED or len(plain) >= SAMPLE_PLAIN:
+        if stream.packed >= SAMPLE_PACKED or len(plain) >= SAMPLE_PLAIN:
             break
     whole = len(plain) == member.plain
-    packed = member.packed if whole else min(inflate.packed, member.packed)
+    packed = member.packed if whole else stream.packed
     return Sample(bytes(plain), file.pread(member.packed_offset, packed), whole)
 
 
@@ -185,6 +203,11 @@ def read_header(file: Reader, offset: int) -> Header:
     raise Unexplained(f"the gzip header at byte {offset} has no end within {len(raw)} bytes")
 
 
+def _stream(file: Reader, member: Member) -> Stream:
+    end = member.packed_offset + member.packed
+    return Stream(file, member.packed_offset, end, Inflate(), "deflate stream")
+
+
 def _more(file: Reader, offset: int) -> bool:
     return file.size - offset >= len(MAGIC) and file.pread(offset, len(MAGIC)) == MAGIC
 
@@ -193,55 +216,43 @@ def _zeros(file: Reader, offset: int) -> bool:
     return all(not any(file.pread(at, min(_STEP, file.size - at))) for at in range(offset, file.size, _STEP))
 
 
-def _read_member(
-    file: Reader, offset: int, plain_offset: int, limit: int, take: Callable[[bytes], object]
-) -> Member:
+def _members(file: Reader, meter: Meter) -> Iterator[Member]:
+    """The members as they come, each when its plain bytes were handed on and checked."""
+    count = offset = headers = 0
+    while not count or _more(file, offset):
+        require(count < MAX_MEMBERS, f"more than {MAX_MEMBERS} gzip members")
+        member = _read_member(file, offset, meter)
+        count, offset = count + 1, member.end
+        headers += len(member.header.raw)
+        require(headers <= MAX_HEADERS, f"gzip headers of more than {MAX_HEADERS} bytes")
+        yield member
+
+
+def _read_member(file: Reader, offset: int, meter: Meter) -> Member:
     header = read_header(file, offset)
-    inflate = _Inflate(file, offset + len(header.raw), limit)
+    begin, before = offset + len(header.raw), meter.total
+    stream = Stream(file, begin, file.size, Inflate(), "deflate stream")
     crc = 0
-    for chunk in inflate.chunks():
+    for chunk in stream.chunks():
         crc = zlib.crc32(chunk, crc)
-        take(chunk)
-    trailer = refuse_short(file, offset + len(header.raw) + inflate.packed, _TRAILER.size, "CRC-32 and ISIZE")
+        meter.take(chunk)
+    plain = meter.total - before
+    trailer = refuse_short(file, begin + stream.packed, _TRAILER.size, "CRC-32 and ISIZE")
     said_crc, said_size = _TRAILER.unpack(trailer)
     require(said_crc == crc, f"the gzip member at byte {offset} has another CRC-32 than it says")
-    require(
-        said_size == inflate.plain % 2**32, f"the gzip member at byte {offset} is not of the size it says"
-    )
-    return Member(header, offset, inflate.packed, plain_offset, inflate.plain, said_crc, said_size)
+    require(said_size == plain % 2**32, f"the gzip member at byte {offset} is not of the size it says")
+    return Member(header, offset, stream.packed, before, plain, said_crc, said_size)
 
 
-class _Inflate:
-    """A raw deflate stream at `offset` of the file, of at most `limit` plain bytes. `packed` and
-    `plain` count the bytes read from it and made of it so far."""
-
-    def __init__(self, file: Reader, offset: int, limit: int) -> None:
-        self._file, self._offset, self._limit = file, offset, limit
-        self.packed = self.plain = 0
-
-    def chunks(self) -> Iterator[bytes]:
-        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-        pending = b""
-        while not inflate.eof:
-            pending = pending or self._next()
-            try:
-                # A stream that ends at its limit takes a call that may make one byte more.
-                plain = inflate.decompress(pending, min(_PLAIN_STEP, self._limit - self.plain + 1))
-            except zlib.error as error:
-                raise Unexplained(f"no deflate stream at byte {self._offset}: {error}") from None
-            # At the end of a stream CPython may leave the same bytes in both.
-            left = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
-            self.packed += len(pending) - len(left)
-            pending = left
-            self.plain += len(plain)
-            require(self.plain <= self._limit, f"the gzip member holds more than {self._limit} bytes")
-            if plain:
-                yield plain
-
-    def _next(self) -> bytes:
-        at = self._offset + self.packed
-        require(at < self._file.size, f"the deflate stream at byte {self._offset} is cut short")
-        return self._file.pread(at, min(_STEP, self._file.size - at))
+def _facts(header: Header, *, bgzf: bool) -> dict[str, str]:
+    facts = {"xfl": str(header.xfl), "os": str(header.os)}
+    if header.name is not None:
+        facts["name"] = header.name.decode("latin-1")  # RFC 1952, 2.3.1
+    if header.mtime:
+        facts["mtime"] = str(header.mtime)
+    if bgzf:
+        facts["kind"] = "BGZF"
+    return facts
 
 
 def _parse_header(raw: bytes) -> Header | None:

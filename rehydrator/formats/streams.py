@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,5 +36,5 @@ class Layout:
     container: str
     size: int
     plain: int
-    parts: tuple[Part, ...]
+    parts: Sequence[Part]
     facts: Mapping[str, str]

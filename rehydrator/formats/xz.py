@@ -10,14 +10,20 @@ is. All that is not data and not a check is a function of a few numbers (`Contai
 
 from __future__ import annotations
 
+import lzma
 import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from rehydrator.core.errors import LimitExceeded
+from rehydrator.formats.decoding import MAX_DICTIONARY, Meter, Parts
+from rehydrator.formats.decoding import Stream as Encoded
 from rehydrator.formats.explanation import refuse_short, require
+from rehydrator.formats.streams import Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from rehydrator.core.reader import Reader
 
@@ -30,6 +36,9 @@ MAX_VLI = (1 << 63) - 1  # 1.2
 MAX_BLOCKS = 1 << 16
 MAX_STREAMS = 1 << 10
 MAX_PADDING = 1 << 20
+
+# Bytes: a decoder's dictionary, and some for the rest of it.
+_DECODER_MEMORY = MAX_DICTIONARY + (64 << 20)
 
 # 2.1.1.2: bytes of the check field by check id, and the ids that have a name.
 CHECK_SIZES = (0, 4, 4, 4, 8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64)
@@ -181,6 +190,34 @@ def read(file: Reader) -> Container:
     return container
 
 
+def unpack(file: Reader, limit: int, take: Callable[[bytes], object]) -> Layout:
+    """The layout of a file of at most `limit` plain bytes, which `take` gets in order. Blocks
+    with filters before LZMA2 are parts that nothing encodes.
+
+    liblzma decodes whole streams, so that it verifies checks (CRC64 too, which the standard
+    library does not have by itself), block headers and the index against what came out.
+
+    Raises:
+        Unexplained: as `read`, and data that are damaged.
+        LimitExceeded: above the limit, or a dictionary of more than 512 MiB.
+    """
+    container = read(file)
+    meter, parts = Meter(limit, take), Parts()
+    meter.expect(container.plain_size)
+    for block in container.blocks:
+        _check_dictionary(block)
+    starts = [*(stream.at for stream in container.streams), file.size]
+    for stream, (at, behind) in zip(container.streams, pairwise(starts), strict=True):
+        plain_at = meter.total
+        end = behind - stream.padding
+        decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_DECODER_MEMORY)
+        encoded = Encoded(file, at, end, decoder, "xz stream")
+        meter.take_all(encoded.chunks())
+        require(encoded.packed == end - at, f"the xz stream at byte {at} ends before its footer")
+        _add_parts(parts, stream, plain_at)
+    return Layout("xz", file.size, meter.total, parts, _facts(container))
+
+
 def render(container: Container) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of all that is neither data nor check: headers, padding, index, footers.
     Neighbours come as one, offsets ascend."""
@@ -242,6 +279,37 @@ class _Fields:
 
     def rest(self) -> bytes:
         return self._raw[self._at :]
+
+
+def _check_dictionary(block: Block) -> None:
+    size = block.shape.dict_size
+    if size > MAX_DICTIONARY:
+        raise LimitExceeded(
+            f"the xz block at byte {block.at} needs a dictionary of {size} bytes; "
+            f"{MAX_DICTIONARY} are the most that is decoded"
+        )
+
+
+def _add_parts(parts: Parts, stream: Stream, plain_at: int) -> None:
+    for block in stream.blocks:
+        shape = block.shape
+        family, hints = ("lzma2", {"dict_size": shape.dict_size}) if shape.is_plain_lzma2 else ("", {})
+        parts.add(block.data_at, block.data_size, plain_at, block.plain_size, family, hints)
+        plain_at += block.plain_size
+
+
+def _facts(container: Container) -> dict[str, str]:
+    blocks = container.blocks
+    checks = {stream.check_name for stream in container.streams}
+    facts = {"streams": str(len(container.streams)), "check": ", ".join(sorted(checks))}
+    facts["blocks"] = str(len(blocks))
+    if blocks:
+        shapes = {block.shape for block in blocks}
+        chains = {"+".join(each.name for each in shape.filters) for shape in shapes}
+        facts["block size"] = str(max(block.plain_size for block in blocks))
+        facts["dictionary"] = str(max(shape.dict_size for shape in shapes))
+        facts["filters"] = ", ".join(sorted(chains))
+    return facts
 
 
 def _read_stream(file: Reader, end: int, room: int) -> Stream:
