@@ -22,6 +22,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from rehydrator.codecs import codec
+from rehydrator.codecs.blocks import decode as decode_block
 from rehydrator.core.errors import HostileInput
 from rehydrator.core.ops import Copy, Encode, Offsets, Series, is_zeros
 from rehydrator.core.pack import MAX_FRAME, decompress
@@ -259,10 +260,7 @@ class Machine:
                 return decompress(stored, op.length, "residue", self._prefix(rule, op))
             if op.prefix_length:
                 raise HostileInput(f"{rule.codec} has no prefix")
-            plain, used = codec(rule.codec).unpack(stored, dict(rule.params), op.length)
-            if len(plain) != op.length or used != op.stored:
-                raise HostileInput(f"{op.stored} bytes do not decode to exactly {op.length}")
-            return plain
+            return decode_block(rule.codec, stored, dict(rule.params), op.length)
 
         return self.cache.get(key, make)
 

@@ -11,13 +11,10 @@ Declined, by name: several devices, 48-bit addresses, encoded extents, the metad
 
 from __future__ import annotations
 
-import lzma
-import zlib
 from bisect import bisect_right
 from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING
 
-from rehydrator.core.errors import HostileInput
 from rehydrator.formats import c_erofs as c
 from rehydrator.formats.c_vhdx import crc32c
 from rehydrator.formats.explanation import refuse_short, require
@@ -33,7 +30,7 @@ from rehydrator.formats.filesystem import (
     Content,
     FileSystem,
     Piece,
-    unpack_lz4,
+    decode,
 )
 
 if TYPE_CHECKING:
@@ -42,8 +39,6 @@ if TYPE_CHECKING:
     from rehydrator.core.reader import Reader
 
 MAX_CLUSTERS = 16 << 20  # index entries of all files: 64 GiB of content in clusters of 4 KiB
-WINDOW_BITS = 24  # of zstd: as much as MAX_PLAIN needs
-MIN_DICTIONARY = 4096  # liblzma takes no less
 PREFIX = (("prefix", 1),)
 
 
@@ -92,61 +87,6 @@ def _check_super(file: Reader, head: c.Super) -> None:
     at = c.CHECKSUM_AT
     found = crc32c(raw[:at] + bytes(4) + raw[at + 4 :]) ^ 0xFFFFFFFF
     require(found == head.checksum, "the superblock's checksum is wrong")
-
-
-def decode(file: Reader, block: Block) -> bytes:
-    """The plain bytes of a block of `file`.
-
-    Raises:
-        HostileInput: the stored bytes do not decode to exactly as many, or, of a block that
-            files know the beginning of (`prefix`), to at least as many.
-    """
-    packed = file.pread(block.offset, block.stored)
-    if not block.codec:
-        return packed
-    packed = packed.lstrip(b"\0")  # physical clusters are padded before their stream
-    prefix = bool(dict(block.params).get("prefix"))
-    if block.codec == "lz4":
-        plain = unpack_lz4(packed, block.plain, prefix)
-    elif block.codec == "lzma1":
-        plain = _micro_lzma(packed, block.plain)
-    else:
-        plain = _inflate(block.codec, packed, block.plain + (0 if prefix else 1))
-    if len(plain) != block.plain:
-        raise HostileInput(f"the block at {block.offset} does not decode to its {block.plain} bytes")
-    return plain
-
-
-def _micro_lzma(packed: bytes, size: int) -> bytes:
-    """MicroLZMA (liblzma, lzma_microlzma_decoder): raw LZMA1 whose first byte, which is always
-    zero, is replaced by the inverted properties. It has no end mark, so that only a stream that
-    is too short is noticed."""
-    properties = ~packed[0] & 0xFF if packed else 0xFF
-    settings = {
-        "id": lzma.FILTER_LZMA1,
-        "dict_size": max(size, MIN_DICTIONARY),
-        "lc": properties % 9,
-        "lp": properties // 9 % 5,
-        "pb": properties // 45,
-    }
-    try:
-        stream = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[settings])
-        return stream.decompress(b"\0" + packed[1:], size)
-    except (lzma.LZMAError, ValueError) as error:
-        raise HostileInput(f"not a MicroLZMA stream: {error}") from None
-
-
-def _inflate(codec: str, packed: bytes, limit: int) -> bytes:
-    """At most `limit` bytes of a raw deflate stream or a zstd frame."""
-    from backports import zstd
-
-    try:
-        if codec == "deflate":
-            return zlib.decompressobj(-15).decompress(packed, limit)
-        options = {int(zstd.DecompressionParameter.window_log_max): WINDOW_BITS}
-        return zstd.ZstdDecompressor(options=options).decompress(packed, limit)
-    except (zlib.error, zstd.ZstdError) as error:
-        raise HostileInput(f"not a {codec} stream: {error}") from None
 
 
 class _Budget:

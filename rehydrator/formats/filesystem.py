@@ -10,10 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from rehydrator.core.errors import HostileInput
+from rehydrator.codecs import blocks
+from rehydrator.formats.explanation import refuse_short, require
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from rehydrator.core.reader import Reader
 
 MAX_FILES: Final = 1 << 20  # directory entries of any kind
 MAX_BLOCKS: Final = 1 << 21  # blocks, and blocks that the files name, holes and repetitions counted
@@ -24,15 +27,14 @@ MAX_METADATA: Final = 256 << 20  # plain bytes of all metadata
 
 ZEROS: Final = -1
 
-LZ4_MORE: Final = 15
-LZ4_MIN_MATCH: Final = 4
-
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """`stored` bytes at `offset` of the file system's file, which decode to `plain` bytes.
 
-    `codec` is "" (as it lies), "zlib", "xz", "zstd", "lz4" or "lzma1".
+    `codec` is "" (as it lies), "zlib", "xz", "zstd", "deflate", "lz4" or "lzma1". `params` are
+    those of an encoder, where they are known, and `prefix`, 1, where the stored bytes may hold
+    more than the plain bytes.
     """
 
     offset: int
@@ -73,59 +75,24 @@ class FileSystem:
     facts: Mapping[str, str]
 
 
-def decode_lz4(packed: bytes, size: int) -> bytes:
-    """Exactly `size` plain bytes of an LZ4 block; HostileInput otherwise."""
-    plain = unpack_lz4(packed, size)
-    _refuse_lz4(len(plain) != size, size)
-    return plain
+def decoder(block: Block) -> tuple[str, tuple[tuple[str, int], ...]]:
+    """The codec and the parameters that decode the block, as codecs/blocks.py has them."""
+    if block.codec == "zlib":
+        return block.codec, block.params
+    name = "zstd.frame" if block.codec == "zstd" else block.codec
+    return name, tuple(item for item in block.params if item[0] == "prefix")
 
 
-def unpack_lz4(packed: bytes, limit: int, prefix: bool = False) -> bytes:
-    """The plain bytes, `limit` at most, of the LZ4 block that `packed` is (LZ4 Block Format
-    Description: token, literal length, literals, offset, match length). Of a `prefix` only the
-    first `limit` bytes are wanted, and what comes behind them is not looked at.
+def decode(file: Reader, block: Block) -> bytes:
+    """Exactly `block.plain` bytes.
 
     Raises:
-        HostileInput: it is cut short, points before its beginning, or holds more.
+        HostileInput: the stored bytes lie outside of the file, or decode to another length; of a
+            block of which files know the beginning (`prefix`), to fewer bytes.
     """
-    plain, at = bytearray(), 0
-    while at < len(packed):
-        token, at = packed[at], at + 1
-        length = token >> 4
-        if length == LZ4_MORE:
-            length, at = _lz4_length(packed, at)
-        if prefix:
-            length = min(length, limit - len(plain))
-        _refuse_lz4(at + length > len(packed) or len(plain) + length > limit, limit)
-        plain += packed[at : at + length]
-        at += length
-        if at == len(packed) or (prefix and len(plain) == limit):
-            return bytes(plain)
-        distance, at = int.from_bytes(packed[at : at + 2], "little"), at + 2
-        length = (token & LZ4_MORE) + LZ4_MIN_MATCH
-        if length == LZ4_MORE + LZ4_MIN_MATCH:
-            more, at = _lz4_length(packed, at)
-            length = more + LZ4_MIN_MATCH
-        if prefix:
-            length = min(length, limit - len(plain))
-        start = len(plain) - distance
-        _refuse_lz4(not 0 <= start < len(plain) or len(plain) + length > limit, limit)
-        match = plain[start : start + length]
-        # A match may reach into itself: then it repeats.
-        plain += match if len(match) == length else (match * -(-length // distance))[:length]
-    raise HostileInput("an LZ4 block is cut short")
-
-
-def _refuse_lz4(wrong: bool, size: int) -> None:
-    if wrong:
-        raise HostileInput(f"an LZ4 block does not decode to its {size} bytes")
-
-
-def _lz4_length(packed: bytes, at: int) -> tuple[int, int]:
-    """A length of 15 and more, which goes on in bytes until one is not 255; and what follows."""
-    length = LZ4_MORE
-    while at < len(packed):
-        length, at = length + packed[at], at + 1
-        if packed[at - 1] != 255:
-            return length, at
-    raise HostileInput("an LZ4 block is cut short")
+    stored = refuse_short(file, block.offset, block.stored, "a block")
+    if not block.codec:
+        require(block.stored == block.plain, f"{block.plain} bytes, of which {block.stored} are there")
+        return stored
+    name, params = decoder(block)
+    return blocks.decode(name, stored, dict(params), block.plain)

@@ -7,11 +7,10 @@ its last bytes may share a fragment block with those of other files.
 
 from __future__ import annotations
 
-import lzma
 from typing import TYPE_CHECKING, Any
 
 from rehydrator.codecs import codec as codec_of
-from rehydrator.core.errors import Unexplained
+from rehydrator.codecs.blocks import unpack
 from rehydrator.formats import c_squashfs as c
 from rehydrator.formats.explanation import refuse_short, require
 from rehydrator.formats.filesystem import (
@@ -26,7 +25,6 @@ from rehydrator.formats.filesystem import (
     Content,
     FileSystem,
     Piece,
-    unpack_lz4,
 )
 
 if TYPE_CHECKING:
@@ -34,9 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rehydrator.core.reader import Reader
-
-# The largest block is 1 MiB, and no encoder's dictionary is worth more than its block.
-XZ_MEMORY = 64 << 20
 
 
 def recognise(file: Reader) -> bool:
@@ -48,7 +43,7 @@ def read(file: Reader) -> FileSystem:
     """The byte map of the file system in `file`; nothing but its metadata is read.
 
     A compressed fragment block's `plain` is as far as files use it, which is all of it as
-    mksquashfs writes them; `decode` refuses where it is not.
+    mksquashfs writes them; its decoder refuses where it is not.
 
     Raises:
         Unexplained: not squashfs 4.0, an unknown compressor, beyond a limit, or malformed.
@@ -62,18 +57,6 @@ def read(file: Reader) -> FileSystem:
     facts |= {"block size": str(superblock.block), "inodes": str(superblock.inodes)}
     facts |= {"fragments": str(superblock.fragments)}
     return FileSystem("squashfs", superblock.size, blocks.finish(), contents, facts)
-
-
-def decode(file: Reader, block: Block) -> bytes:
-    """Exactly `block.plain` bytes.
-
-    Raises:
-        HostileInput: the stored bytes lie outside of the file, or decode to another length.
-    """
-    stored = refuse_short(file, block.offset, block.stored, "a block")
-    plain = _unpack(block.codec, stored, block.params, block.plain)
-    require(len(plain) == block.plain, f"the block at {block.offset} holds {len(plain)} bytes")
-    return plain
 
 
 def read_superblock(file: Reader) -> c.Superblock:
@@ -154,27 +137,13 @@ class _Metadata:
 
 def _unpack(codec: str, packed: bytes, params: tuple[tuple[str, int], ...], limit: int) -> bytes:
     """The plain bytes, `limit` at most, of one stream that is all of `packed`."""
-    if codec == "lz4":
-        return unpack_lz4(packed, limit)
-    if codec == "xz":
-        plain, used = _unpack_xz(packed, limit)
-    elif codec:
-        plain, used = codec_of(codec).unpack(packed, dict(params), limit)
-    else:
-        plain, used = packed, len(packed)
-    require(len(plain) <= limit and used == len(packed), f"a {codec or 'plain'} block with bytes behind it")
+    if not codec:
+        return packed
+    if codec != "zlib":
+        return unpack("zstd.frame" if codec == "zstd" else codec, packed, limit)
+    plain, used = codec_of(codec).unpack(packed, dict(params), limit)
+    require(used == len(packed), "a zlib block with bytes behind it")
     return plain
-
-
-def _unpack_xz(packed: bytes, limit: int) -> tuple[bytes, int]:
-    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
-    try:
-        plain = decompressor.decompress(packed, limit + 1)
-    except lzma.LZMAError as error:
-        raise Unexplained(f"not an xz stream: {error}") from None
-    require(len(plain) <= limit, f"an xz stream of more than {limit} bytes")
-    require(decompressor.eof, "an xz stream that is cut short")
-    return plain, len(packed) - len(decompressor.unused_data)
 
 
 def _read_options(metadata: _Metadata) -> tuple[dict[str, str], tuple[tuple[str, int], ...]]:

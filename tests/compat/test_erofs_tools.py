@@ -12,7 +12,7 @@ import pytest
 
 from rehydrator.core.errors import HostileInput, Unexplained
 from rehydrator.core.reader import BytesReader
-from rehydrator.formats import erofs
+from rehydrator.formats import erofs, filesystem
 from tests.compat import sid
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def rebuild(file: BytesReader, system: FileSystem, plains: dict[int, bytes], con
     for piece in content.pieces:
         assert piece.at == at
         if piece.block >= 0 and piece.block not in plains:
-            plains[piece.block] = erofs.decode(file, system.blocks[piece.block])
+            plains[piece.block] = filesystem.decode(file, system.blocks[piece.block])
         plain = plains[piece.block] if piece.block >= 0 else bytes(piece.length)
         parts.append(plain[piece.start : piece.start + piece.length])
         at += len(parts[-1])
@@ -179,7 +179,7 @@ def outcome(raw: bytes) -> str:
     try:
         system = erofs.read(file)
         for block in system.blocks:
-            assert len(erofs.decode(file, block)) == block.plain
+            assert len(filesystem.decode(file, block)) == block.plain
     except HostileInput:
         return "refused"
     return "read"

@@ -11,7 +11,7 @@ import pytest
 from rehydrator.core.errors import HostileInput, Unexplained
 from rehydrator.core.reader import BytesReader
 from rehydrator.formats import c_erofs as c
-from rehydrator.formats import erofs
+from rehydrator.formats import erofs, filesystem
 from rehydrator.formats.c_vhdx import crc32c
 from rehydrator.formats.filesystem import Block, FileSystem, Piece
 
@@ -91,7 +91,7 @@ def content(raw: bytes, number: int = 0) -> bytes:
     """A file, rebuilt from its pieces."""
     reader, system = BytesReader(raw), read(raw)
     (found,) = (item for item in system.contents if item.path == str(number).encode())
-    plains = [b"" if p.block < 0 else erofs.decode(reader, system.blocks[p.block]) for p in found.pieces]
+    plains = [b"" if p.block < 0 else filesystem.decode(reader, system.blocks[p.block]) for p in found.pieces]
     parts = zip(found.pieces, plains, strict=True)
     return b"".join(bytes(p.length) if p.block < 0 else b[p.start : p.start + p.length] for p, b in parts)
 
@@ -178,7 +178,7 @@ def test_bytes_that_are_no_stream_are_refused(codec: str) -> None:
     """Every codec answers nonsense with HostileInput."""
     for stored in (b"", bytes(9), b"\xff" * 100, b"\x01nonsense"):
         with pytest.raises(HostileInput):
-            erofs.decode(BytesReader(stored), Block(0, len(stored), 5000, codec))
+            filesystem.decode(BytesReader(stored), Block(0, len(stored), 5000, codec))
 
 
 @pytest.mark.parametrize(
