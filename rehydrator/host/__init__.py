@@ -14,14 +14,17 @@ import subprocess
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
 from rehydrator.core.errors import Interrupted, LimitExceeded, RehydratorError, ToolMissing
 from rehydrator.host.pipes import KEPT_STDERR, Talk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
+
+_T = TypeVar("_T")
 
 # Program -> the Debian package that has it, where the names differ.
 PACKAGES: Final = {
@@ -40,6 +43,8 @@ PACKAGES: Final = {
 }
 
 INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM)
+# Seconds that an interrupt may wait for a thread's end.
+_MOMENT: Final = 0.1
 
 _SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -135,9 +140,10 @@ def started(
         yield running
     finally:
         if running is not None:
-            _end(running)
-            with _lock:
-                _running.discard(running)
+            with uninterrupted():
+                _end(running)
+                with _lock:
+                    _running.discard(running)
     if _stopped.is_set():
         raise Interrupted("interrupted")
 
@@ -158,6 +164,24 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
         if held:
             signal.raise_signal(held[0])
+
+
+def as_they_end(futures: Iterable[Future[_T]]) -> Iterator[_T]:
+    """Results of threads, as they come. An interrupt is raised between two looks at them, never
+    within one, and within a moment.
+
+    Both were seen to hang for ever. An exception that a signal raises within threading.Condition
+    leaves its lock taken, and the thread that wants to say that it ended waits for it. And a
+    signal that arrives just before the main thread sleeps is not noticed until something wakes it.
+    """
+    from concurrent.futures import FIRST_COMPLETED, wait
+
+    waiting = set(futures)
+    while waiting:
+        with uninterrupted():
+            done, waiting = wait(waiting, _MOMENT, FIRST_COMPLETED)
+            results = [future.result() for future in done]
+        yield from results
 
 
 def _end(program: subprocess.Popen[bytes]) -> None:

@@ -7,15 +7,16 @@ import os
 import re
 import shutil
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from rehydrator import host
-from rehydrator.core.errors import LimitExceeded, RehydratorError, UsageError
+from rehydrator.core.errors import HostileInput, LimitExceeded, RehydratorError, UsageError
 from rehydrator.host import gpg
 from rehydrator.host.guest import open_guests
+from rehydrator.host.guest_volumes import BIG_SECTOR, SECTOR, sector_size
 from rehydrator.metadata.names import SIGNATURE_SUFFIX
 from rehydrator.variants import stamp as stamps
 from rehydrator.variants.compress import compress
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from rehydrator.variants.plan import Options, Plan, Variant
+    from rehydrator.variants.plan import Base, Options, Plan, Variant
 
 _T = TypeVar("_T")
 
@@ -36,6 +37,8 @@ _LONGEST = 24 * 3600
 # xz -9 with two threads (xz -vv says 1,250 MiB), and with each one more.
 _XZ_MEMORY = 1_300 << 20
 _XZ_THREAD = _XZ_MEMORY // 2
+# Our copy of the base with sectors of so many bytes.
+_RAW = {SECTOR: "base.raw", BIG_SECTOR: "base4k.raw"}
 
 
 class Reporter(Protocol):
@@ -97,10 +100,11 @@ class Maker:
         at_once, threads = side_by_side(self._options, len(ready))
         pool = ThreadPoolExecutor(at_once)
         try:
-            waiting = {pool.submit(self._make, each, disk, threads) for each, disk in ready}
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                outcomes += [self._finished(future) for future in done]
+            with host.uninterrupted():
+                making = [pool.submit(self._make, each, disk, threads) for each, disk in ready]
+            for outcome in host.as_they_end(making):
+                self._reporter.done(outcome)
+                outcomes.append(outcome)
         except BaseException:
             host.stop_all()
             raise
@@ -110,54 +114,62 @@ class Maker:
         return sorted(outcomes, key=lambda outcome: order[outcome.variant.platform])
 
     def _stamped(self) -> tuple[list[Outcome], list[tuple[Variant, Path]]]:
-        """Each platform's disk as an overlay over the base, edited."""
-        options, plan = self._options, self._plan
+        """Each platform's disk as an overlay over its base, edited."""
         failed: list[Outcome] = []
         disks: list[tuple[Variant, Path]] = []
-        base = self._scratch / "base.raw"
         self._check_space()
-        self._reporter.step("", "unpacking the base")
-        convert(options.base, plan.base_format, "raw", (), base, options.identity(""), _LONGEST)
-        for each in plan.variants:
-            with self._reported(each, "grow", failed):
-                disks.append((each, self._overlay(base, each)))
-        if any(self._touches(each) for each, _ in disks):
-            with self._user_names():
-                self._edit(base, disks, failed)
+        for base in self._plan.bases:
+            disks += self._stamped_on(base, failed)
         lost = {outcome.variant.platform for outcome in failed}
         return failed, [(each, disk) for each, disk in disks if each.platform not in lost]
 
-    def _overlay(self, base: Path, variant: Variant) -> Path:
-        if variant.size < self._plan.base_size:
+    def _stamped_on(self, base: Base, failed: list[Outcome]) -> list[tuple[Variant, Path]]:
+        """The disks of one base, of which some may have failed."""
+        disks: list[tuple[Variant, Path]] = []
+        raw = self._scratch / _RAW[base.sectors]
+        self._reporter.step("", f"unpacking {base.path.name}")
+        convert(base.path, base.format, "raw", (), raw, self._options.identity(""), _LONGEST)
+        _check_sectors(base, raw)
+        for each in self._plan.variants:
+            if each.derivation.sectors == base.sectors:
+                with self._reported(each, "grow", failed):
+                    disks.append((each, self._overlay(base, raw, each)))
+        if any(self._touches(each) for each, _ in disks):
+            with self._user_names(base):
+                self._edit(base, raw, disks, failed)
+        return disks
+
+    def _overlay(self, base: Base, raw: Path, variant: Variant) -> Path:
+        if variant.size < base.size:
             raise UsageError(
-                f"{self._options.base}: its disk of {self._plan.base_size} bytes is too large for "
+                f"{base.path}: its disk of {base.size} bytes is too large for "
                 f"{variant.platform}, whose size is {variant.size}; give a larger `size` with --derivations"
             )
         overlay = self._scratch / f"{variant.platform}.overlay"
-        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "raw"]
+        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(raw), "-F", "raw"]
         done = host.run([*argv, str(overlay), str(variant.size)], 60)
         if done.status:
             raise RehydratorError(f"qemu-img create: {done.said}")
         return overlay
 
-    def _edit(self, base: Path, disks: list[tuple[Variant, Path]], failed: list[Outcome]) -> None:
-        options, name = self._options, str(self._options.base)
+    def _edit(self, base: Base, raw: Path, disks: list[tuple[Variant, Path]], failed: list[Outcome]) -> None:
+        options, name = self._options, str(base.path)
         paths = [path for each, _ in disks for path in each.derivation.files]
         root_too = any(not path.startswith(stamps.BOOT) for path in paths)
         self._reporter.step("", "opening the guests")
         with open_guests(
-            base,
+            raw,
             [disk for _, disk in disks],
             options.editor,
             options.epoch,
             self._scratch,
-            lambda text: self._reporter.note(self._user_named(text)),
+            lambda text: self._reporter.note(self._user_named(text, base)),
             root_too=root_too,
         ) as guests:
             boot = stamps.read_boot(guests, name)
             words = {"release": options.release, "name": options.name, "arch": options.arch}
             for each, disk in disks:
-                with self._reported(each, "stamp", failed), self._user_names():
+                with self._reported(each, "stamp", failed), self._user_names(base):
                     self._reporter.step("", f"stamping {each.platform}")
                     files = stamps.stamped(boot, each.derivation, self._plan.consoles, words, name)
                     if files:
@@ -176,21 +188,16 @@ class Maker:
             failed.append(Outcome(variant, error=_as_ours(error, what)))
 
     @contextmanager
-    def _user_names(self) -> Iterator[None]:
+    def _user_names(self, base: Base) -> Iterator[None]:
         """Errors inside name the base as the user did, not our copies of it."""
         try:
             yield
         except RehydratorError as error:
-            raise type(error)(self._user_named(str(error))) from None
+            raise type(error)(self._user_named(str(error), base)) from None
 
-    def _user_named(self, text: str) -> str:
-        ours = rf"{re.escape(str(self._scratch))}/(base\.raw|[a-z0-9_-]+\.overlay)"
-        return re.sub(ours, lambda _: str(self._options.base), text)
-
-    def _finished(self, future: Future[Outcome]) -> Outcome:
-        outcome = future.result()
-        self._reporter.done(outcome)
-        return outcome
+    def _user_named(self, text: str, base: Base) -> str:
+        ours = rf"{re.escape(str(self._scratch))}/({re.escape(_RAW[base.sectors])}|[a-z0-9_-]+\.overlay)"
+        return re.sub(ours, lambda _: str(base.path), text)
 
     def _make(self, variant: Variant, disk: Path, threads: int) -> Outcome:
         """The file of one platform, under its final name."""
@@ -262,7 +269,7 @@ class Maker:
             measured = measure(image)
             image.replace(target)
             return measured, None
-        compressed = compress(variant.method, image, target, threads, _LONGEST)
+        compressed = compress(variant.method, image, target, threads, _LONGEST, self._options.level)
         return compressed.packed, compressed.plain
 
     def _signature(self, target: Path) -> Path:
@@ -271,9 +278,8 @@ class Maker:
         return signature
 
     def _check_space(self) -> None:
-        """The raw base, and one more copy in work."""
-        options = self._options
-        held = options.base.stat().st_blocks * 512
+        """The raw bases, and one more copy in work."""
+        held = sum(base.path.stat().st_blocks * 512 for base in self._plan.bases)
         free = shutil.disk_usage(self._scratch).free
         if free < 2 * held:
             raise LimitExceeded(
@@ -288,6 +294,16 @@ def side_by_side(options: Options, count: int) -> tuple[int, int]:
     room = _free_memory() if options.compress else count * _XZ_MEMORY
     at_once = max(1, min(options.jobs, count, room // _XZ_MEMORY))
     return at_once, max(2, min(options.jobs // at_once, room // at_once // _XZ_THREAD))
+
+
+def _check_sectors(base: Base, raw: Path) -> None:
+    """Raise HostileInput where a base's partition table counts other sectors than it should."""
+    found = sector_size(raw)
+    if found != base.sectors:
+        raise HostileInput(
+            f"{base.path}: its disk is for sectors of {found:,} bytes, not {base.sectors:,}; BASE is a "
+            f"disk for sectors of {SECTOR} bytes, --base-4k one for sectors of {BIG_SECTOR:,}"
+        )
 
 
 def _free_memory() -> int:

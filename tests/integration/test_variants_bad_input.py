@@ -3,6 +3,7 @@ killed: nothing under a final name that is not whole, no temporary file, no proc
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import lzma
@@ -743,6 +744,13 @@ def ended(process: subprocess.Popen[bytes], send: Callable[[], object]) -> tuple
     return process.returncode, said.decode()
 
 
+def interrupt_thread(process: int) -> None:
+    """SIGINT for a process's youngest thread (tgkill(2)), which tells nobody."""
+    youngest = max(int(task.name) for task in Path(f"/proc/{process}/task").iterdir())
+    assert youngest != process
+    assert ctypes.CDLL(None).tgkill(process, youngest, signal.SIGINT) == 0
+
+
 STAGES = {
     "inspection": ("qemu-img", "info*"),
     "base": ("qemu-img", "*base.raw"),
@@ -769,23 +777,28 @@ STAGES = {
         ("conversion", "terminal"),
         ("xz", "SIGINT"),
         ("xz", "terminal"),
+        ("xz", "thread"),
         ("proof", "SIGTERM"),
+        ("proof", "thread"),
         ("tar", "SIGINT"),
     ],
 )
 def test_interrupted(user: User, base: Base, stage: str, how: str) -> None:
-    """An interrupt in any step, of the process or as a terminal sends it to all: exit 130 at once, no
-    program runs on, nothing temporary stays, files that were done are whole, and no document lies."""
+    """An interrupt in any step, of the process, as a terminal sends it to all, or taken by a thread
+    without waking the main one: exit 130 at once, no program runs on, nothing temporary stays, files
+    that were done are whole, and no document lies."""
     program, when = STAGES[stage]
     env = fake(user, program, when, f": >{user.home}/reached; exec sleep 987")
     process = start(user, base, "--jobs", 1, platforms="nutanix qemu vmware", **env)
     try:
         wait_for(user.home / "reached")
-        group = how == "terminal"
-        number = signal.SIGTERM if how == "SIGTERM" else signal.SIGINT
-        code, said = ended(
-            process, lambda: os.killpg(process.pid, number) if group else process.send_signal(number)
-        )
+        send = {
+            "SIGINT": lambda: process.send_signal(signal.SIGINT),
+            "SIGTERM": lambda: process.send_signal(signal.SIGTERM),
+            "terminal": lambda: os.killpg(process.pid, signal.SIGINT),
+            "thread": lambda: interrupt_thread(process.pid),
+        }
+        code, said = ended(process, send[how])
     finally:
         os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
     assert (code, said.splitlines()[-1]) == (130, "rehydrator: interrupted")
