@@ -1,4 +1,4 @@
-"""The engine: evaluates recipes. It knows five ops and no disk format.
+"""The engine: evaluates recipes. It knows six ops and no disk format.
 
 A `Machine` holds the spaces of a bundle (or of one explanation) by number and gives any span
 of any of them as pieces: views of decoded frames, and runs of zeros that are never made.
@@ -15,24 +15,36 @@ from __future__ import annotations
 import threading
 from array import array
 from bisect import bisect_right
-from collections import OrderedDict
-from concurrent.futures import Future
+from collections import OrderedDict, deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from rehydrator.codecs import codec
+from rehydrator.codecs import codec, streams
 from rehydrator.codecs.blocks import decode as decode_block
 from rehydrator.core.errors import HostileInput
-from rehydrator.core.ops import Copy, Encode, Offsets, Series, is_zeros
+from rehydrator.core.ops import Copy, Encode, Offsets, Series, Stream, is_zeros
 from rehydrator.core.pack import MAX_FRAME, decompress
 from rehydrator.core.reader import check_span
 from rehydrator.core.recipe import output_offsets, unpack_integers
+from rehydrator.streaming import MemorySpool, Streams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 
-    from rehydrator.core.ops import Decode, DecodeRule, EncodeRule, Framing, Op, Rules, SizeTable
+    from rehydrator.codecs.streams import Filter
+    from rehydrator.core.ops import (
+        Decode,
+        DecodeRule,
+        EncodeRule,
+        Framing,
+        Op,
+        Rules,
+        SizeTable,
+        StreamRule,
+    )
     from rehydrator.core.reader import Reader
 
 T = TypeVar("T")
@@ -51,6 +63,16 @@ _SMALL = 4096
 # Bytes of a series that are made at once.
 _STEP = 64 << 10
 
+# Plain bytes of a block that is made in one go, and how many more are made ahead.
+BLOCK = 4 << 20
+_AHEAD = 3
+
+# A stream of at most so many plain bytes is made whole, in memory.
+SMALL_STREAM = 1 << 20
+
+# Threads that make the plain bytes of one stream: encoders are slower than what feeds them.
+_FEEDERS = 2
+
 
 class Zeros(NamedTuple):
     """A run of zero bytes."""
@@ -68,6 +90,18 @@ class Space(Protocol):
     def size(self) -> int: ...
 
     def pieces(self, machine: Machine, offset: int, length: int) -> Iterator[Piece]: ...
+
+
+@runtime_checkable
+class Recipe(Space, Protocol):
+    """A space that ops make; `streams` are the numbers of the stream rules among them."""
+
+    @property
+    def streams(self) -> Collection[int]: ...
+
+    def ops(self) -> Iterator[Op]:
+        """All ops, in order."""
+        ...
 
 
 class Cache:
@@ -119,9 +153,18 @@ class Cache:
 class Machine:
     """Spaces by number, the rules of their recipes, and one cache."""
 
-    def __init__(self, spaces: Mapping[int, Space], rules: Rules, cache: Cache | None = None) -> None:
-        self.spaces, self.rules = spaces, rules
+    def __init__(
+        self,
+        spaces: Mapping[int, Space],
+        rules: Rules,
+        cache: Cache | None = None,
+        run: Filter | None = None,
+        made: Streams | None = None,
+    ) -> None:
+        """`run` runs the programs that some streams need; `made` keeps what was encoded."""
+        self.spaces, self.rules, self._run = spaces, rules, run
         self.cache = cache or Cache(DEFAULT_CACHE)
+        self.streams = made or Streams(MemorySpool)
         self._ends: OrderedDict[int, array[int]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -157,6 +200,8 @@ class Machine:
             return iter((memoryview(self._offsets(op, offset, length)),))
         if isinstance(op, Encode):
             return self._encode(op, offset, length)
+        if isinstance(op, Stream):
+            return self._stream(op, offset, length)
         return iter((view(self._decode(op), offset, offset + length),))
 
     def unit_ends(self, table: int) -> array[int]:
@@ -248,6 +293,64 @@ class Machine:
             raise HostileInput(f"a unit at {offset} encodes to {len(made)} bytes, not {size}, with {library}")
         return made
 
+    def _stream(self, op: Stream, offset: int, length: int) -> Iterator[Piece]:
+        rule = _rule(self.rules.streams, op.rule)
+        key = _stream_key(rule, op)
+        if _is_small(op):
+            yield view(self.cache.get(key, lambda: self._whole(rule, op)), offset, offset + length)
+            return
+        for at in range(offset, offset + length, SMALL_STREAM):
+            size = min(SMALL_STREAM, offset + length - at)
+            yield memoryview(self.streams.read(key, op.length, lambda: self._encoded(rule, op), at, size))
+
+    def _whole(self, rule: StreamRule, op: Stream) -> bytes:
+        made = bytearray()
+        for piece in self._encoder(rule).encode([self.read(rule.input, op.offset, op.plain)]):
+            made += piece
+            if len(made) > op.length:
+                break
+        if len(made) != op.length:
+            raise HostileInput(f"{op.plain} bytes do not encode to exactly {op.length} by {rule.codec}")
+        return bytes(made)
+
+    def _encoded(self, rule: StreamRule, op: Stream) -> Iterator[bytes]:
+        fed = (join(iter(pieces)) for pieces in blocks(self, rule.input, op.offset, op.plain, _FEEDERS))
+        return self._encoder(rule).encode(fed)
+
+    def _encoder(self, rule: StreamRule) -> streams.Encoder:
+        return streams.encoder(rule.codec, dict(rule.params), self._run)
+
+    def streams_ahead(self, space: int, most: int) -> Callable[[], None]:
+        """Begin to encode the streams of a space in order, `most` at a time; the result ends
+        that. Streams that are small are not worth a thread."""
+
+        def wanted() -> Iterator[tuple[Hashable, int, Callable[[], Iterator[bytes]]]]:
+            for op in self.streams_of(space):
+                rule = _rule(self.rules.streams, op.rule)
+                if not _is_small(op):
+                    yield _stream_key(rule, op), op.length, partial(self._encoded, rule, op)
+
+        return self.streams.ahead(wanted(), most)
+
+    def streams_of(self, space: int) -> Iterator[Stream]:
+        """The streams that a space consists of, in order, also where they are copied from
+        another space."""
+        target = self.space(space)
+        for op in target.ops() if isinstance(target, Recipe) else ():
+            if isinstance(op, Stream):
+                yield op
+            elif isinstance(op, Copy):
+                yield from self._streams_in(op)
+
+    def _streams_in(self, copy: Copy) -> Iterator[Stream]:
+        target, here = self.space(copy.space), 0
+        if not isinstance(target, Recipe) or not target.streams:
+            return
+        for op in target.ops():
+            if isinstance(op, Stream) and here < copy.offset + copy.length and copy.offset < here + op.length:
+                yield op
+            here += op.length
+
     def _decode(self, op: Decode) -> bytes:
         rule = _rule(self.rules.decodes, op.rule)
         if op.length > MAX_FRAME or op.stored > MAX_FRAME or op.prefix_length > 2 * MAX_FRAME:
@@ -270,6 +373,14 @@ class Machine:
         if rule.prefix is None:
             raise HostileInput("a prefix, and no space that it comes from")
         return self.read(rule.prefix, op.prefix_offset, op.prefix_length)
+
+
+def _is_small(op: Stream) -> bool:
+    return op.plain <= SMALL_STREAM and op.length <= 2 * SMALL_STREAM
+
+
+def _stream_key(rule: StreamRule, op: Stream) -> Hashable:
+    return "stream", rule.codec, rule.params, rule.input, op.offset, op.plain, op.length
 
 
 def frame_unit(framing: Framing, source: int, packed: bytes) -> bytes:
@@ -316,8 +427,14 @@ class OpsSpace:
         self._ops, self._starts = ops, output_offsets(ops)
         self.size = self._starts[-1]
 
+        self.streams = {op.rule for op in ops if isinstance(op, Stream)}
+
     def pieces(self, machine: Machine, offset: int, length: int) -> Iterator[Piece]:
         return run_ops(machine, self._ops, self._starts, offset, length)
+
+    def ops(self) -> Iterator[Op]:
+        """All ops, in order."""
+        return iter(self._ops)
 
 
 class ReaderSpace:
@@ -385,6 +502,27 @@ class SpaceReader:
 
     def pread(self, offset: int, length: int) -> bytes:
         return self.machine.read(self.space, offset, length)
+
+
+def blocks(machine: Machine, space: int, offset: int, length: int, workers: int) -> Iterator[list[Piece]]:
+    """The pieces of a span of a space, block by block, in order; few blocks are made at once and
+    few more wait, so that memory does not grow with the image."""
+    end = offset + length
+    waiting: deque[Future[list[Piece]]] = deque()
+
+    def make(at: int) -> list[Piece]:
+        return list(machine.pieces(space, at, min(BLOCK, end - at)))
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for at in range(offset, end, BLOCK):
+            waiting.append(pool.submit(make, at))
+            if len(waiting) > workers + _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def join(pieces: Iterator[Piece]) -> bytes:

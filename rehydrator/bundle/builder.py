@@ -12,6 +12,7 @@ proven it and moved it into an image.
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,13 +23,15 @@ from rehydrator.bundle import intake, manifest
 from rehydrator.bundle.manifest import Artifact, Form, Manifest, Release, StoredFile
 from rehydrator.bundle.packing import FRAME_SIZE
 from rehydrator.bundle.prediction import check_prediction
-from rehydrator.bundle.storing import Storage
+from rehydrator.bundle.recovery import Recovery
+from rehydrator.bundle.storing import Beside, Storage
 from rehydrator.bundle.survey import SIBLING_SHARE, Survey, survey
 from rehydrator.core.digest import sha256_hex
 from rehydrator.core.errors import HostileInput, NotInBundle, Unexplained, UsageError
-from rehydrator.formats import explain
+from rehydrator.formats import containers, explain
+from rehydrator.formats.explanation import Unpacked
 from rehydrator.metadata import stream as streams
-from rehydrator.metadata.names import STREAM_DOCUMENT, image_name, parse_name
+from rehydrator.metadata.names import SIGNATURE_SUFFIX, STREAM_DOCUMENT, image_name, parse_name
 from rehydrator.metadata.stream import Described, Published
 from rehydrator.store.files import FileReader
 
@@ -37,13 +40,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rehydrator.bundle.intake import Source
+    from rehydrator.bundle.recovery import Recovered, Running
     from rehydrator.bundle.storing import Stored
+    from rehydrator.codecs.streams import Filter
+    from rehydrator.core.reader import Reader
     from rehydrator.formats.explanation import Explanation
+
+
+AUTO, ALWAYS, NEVER = "auto", "always", "never"
+
+_EXPLAINED_AT_ONCE = 2
+
+# With AUTO, compressed bytes that no encoder gives are kept where they are few: corrections.
+_FEW_BYTES, _FEW_PERCENT = 1 << 20, 5
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the user asked for; sizes in bytes. `target` is the directory that the image will
+    """What the user asked for; sizes in bytes. `keep_published` says what becomes of compressed
+    files that no encoder gives back: kept ("always"), left to their image form ("never", which
+    looks for no encoder at all), or kept where few bytes are missing ("auto"). `run` runs the
+    programs that encode. `target` is the directory that the image will
     lie in, where that is known. Without `stream_json` the directory's own stream.json is taken,
     unless `ignore_stream_json` says no."""
 
@@ -63,6 +80,8 @@ class BuildOptions:
     allow_missing: bool = False
     max_image_size: int = 256 << 30
     frame_size: int = FRAME_SIZE
+    keep_published: str = AUTO
+    run: Filter | None = None
 
 
 class Reporter(Protocol):
@@ -92,6 +111,8 @@ class _Disk:
     survey: Survey | None = None
     guest_space: int | None = None
     canonical: bool = False
+    packed: FileReader | None = None
+    running: Running | None = None
 
 
 @dataclass(frozen=True)
@@ -119,30 +140,27 @@ class Builder:
         Raises:
             RehydratorError: see the intake; nothing outside of the work directory was written.
         """
-        with _workers(self._options.jobs) as pool:
+        options = self._options
+        with _workers(options.jobs) as pool, _workers(options.jobs) as encoders:
             sources, document = self._take_in(pool)
-            disks = [self._explain(source, pool) for source in sources]
-            try:
+            recovery = Recovery(encoders, options.run)
+            with self._explained(sources, pool, recovery) as disks:
                 self._survey(disks, pool)
-                options = self._options
-                storage = Storage(self._root, options.level, options.frame_size, options.jobs, pool)
-                artifacts = self._store(disks, storage)
-            finally:
                 for disk in disks:
-                    disk.file.close()
+                    self._recover(disk, recovery)
+                storage = Storage(
+                    self._root, options.level, options.frame_size, options.jobs, pool, options.run
+                )
+                artifacts = self._store(disks, storage)
         return self._finish(artifacts, storage, sources, document)
 
     def plan(self) -> list[dict[str, Any]]:
         """What a build would do, without writing a bundle: every file and its rung."""
-        with _workers(self._options.jobs) as pool:
+        with _workers(self._options.jobs) as pool, _workers(self._options.jobs) as encoders:
             sources, _ = self._take_in(pool)
-            disks = [self._explain(source, pool) for source in sources]
-            try:
+            with self._explained(sources, pool, Recovery(encoders, self._options.run)) as disks:
                 self._survey(disks, pool)
                 groups = self._group(disks)
-            finally:
-                for disk in disks:
-                    disk.file.close()
         planned = []
         for disk in disks:
             group = next((members for members in groups if disk in members), [disk])
@@ -230,16 +248,66 @@ class Builder:
 
     # --- explaining --------------------------------------------------------------------------
 
-    def _explain(self, source: Source, pool: Executor) -> _Disk:
-        file = FileReader(source.image)
-        self._reporter.phase(f"explaining {source.name}", 0)
+    @contextmanager
+    def _explained(
+        self, sources: Sequence[Source], pool: Executor, recovery: Recovery
+    ) -> Iterator[list[_Disk]]:
+        """Every file explained, two at a time: what is compressed in one of them is encoded by
+        one thread."""
+        unpacker = _Unpacker(self._options, recovery)
+        disks: list[_Disk] = []
         try:
-            explanation = explain(file, pool.map)
+            self._reporter.phase("explaining", sum(source.measured.data for source in sources))
+            with _workers(min(self._options.jobs, _EXPLAINED_AT_ONCE)) as outer:
+                for disk in outer.map(lambda source: self._explain(source, pool, unpacker), sources):
+                    disks.append(disk)
+                    self._reporter.advance(disk.source.measured.data, disk.source.name)
+            yield disks
+        finally:
+            unpacker.close()
+            for disk in disks:
+                disk.file.close()
+                if disk.packed:
+                    disk.packed.close()
+
+    def _explain(self, source: Source, pool: Executor, unpacker: _Unpacker) -> _Disk:
+        file = FileReader(source.image)
+        try:
+            explanation = explain(file, pool.map, unpacker)
             check_prediction(explanation, file)
             return _Disk(source, file, explanation)
         except Unexplained as error:
-            why = "gzip cannot be taken apart yet" if intake.is_gzip(file) else str(error)
-            return _Disk(source, file, None, [{"rung": "explained", "why": why}])
+            return _Disk(source, file, None, [{"rung": "explained", "why": str(error)}])
+
+    def _recover(self, disk: _Disk, recovery: Recovery) -> None:
+        """Begin to look for the encoders of the compressed file around an image."""
+        layout = disk.source.layout
+        if layout is not None and self._options.keep_published != NEVER:
+            disk.packed = FileReader(disk.source.path)
+            disk.running = recovery.begin(disk.packed, layout, disk.file)
+
+    def _beside(self, disk: _Disk) -> Beside:
+        """What is stored with an image, once its encoders are known."""
+        signature = disk.source.signature
+        recovered = disk.running.result() if disk.running else None
+        if recovered is None or not self._is_kept(disk, recovered):
+            return Beside(signature=signature)
+        return Beside(disk.packed, recovered, disk.file, signature)
+
+    def _is_kept(self, disk: _Disk, recovered: Recovered) -> bool:
+        if not recovered.kept:
+            return True
+        name, kept = disk.source.path.name, recovered.kept
+        few = kept <= max(_FEW_BYTES, (kept + recovered.reproduced) * _FEW_PERCENT // 100)
+        if self._options.keep_published == ALWAYS or few:
+            how = "kept as corrections" if recovered.reproduced else "kept as they are"
+            self._reporter.note(f"{name}: no encoder here gives {kept} of its bytes; {how}")
+            return True
+        self._reporter.note(
+            f"{name}: no encoder here gives {kept} of its {disk.source.path.stat().st_size} bytes; "
+            f"{disk.source.name} is there in its image form alone (--keep-published always keeps both)"
+        )
+        return False
 
     def _survey(self, disks: Sequence[_Disk], pool: Executor) -> None:
         explained = [disk for disk in disks if disk.explanation]
@@ -290,7 +358,7 @@ class Builder:
         self._reporter.phase("matching", sum(disk.source.measured.data for disk in disks))
         artifacts = {}
         for disk in explained + others:
-            artifacts[disk.source.name] = _artifact(disk, _stored(disk, storage))
+            artifacts[disk.source.name] = _artifact(disk, _stored(disk, storage, self._beside(disk)))
             self._reporter.advance(disk.source.measured.data, disk.source.name)
         return [artifacts[disk.source.name] for disk in disks]
 
@@ -370,29 +438,74 @@ def _only_arch(files: Sequence[Path]) -> str:
     return arches.pop() if len(arches) == 1 else ""
 
 
-def _stored(disk: _Disk, storage: Storage) -> Stored:
+class _Unpacker:
+    """Takes apart what is compressed inside of images."""
+
+    def __init__(self, options: BuildOptions, recovery: Recovery) -> None:
+        self._directory, self._limit = options.work / "images", options.max_image_size
+        self._recovery = recovery
+        self._lock = threading.Lock()
+        self._files: list[FileReader] = []
+        self._count = 0
+
+    def __call__(self, file: Reader) -> Unpacked | None:
+        container = containers.recognise(file)
+        if not container:
+            return None
+        with self._lock:
+            self._count += 1
+            target = self._directory / f".layer-{self._count}"
+        _, layout = intake.unpack(file, container, target, self._limit)
+        plain = FileReader(target)
+        with self._lock:
+            self._files.append(plain)
+        found = self._recovery.begin(file, layout, plain).result()
+        if found.kept > _FEW_BYTES and found.kept > found.reproduced * _FEW_PERCENT // 100:
+            raise Unexplained(f"no encoder here gives the bytes of its {container}")
+        return Unpacked(container, plain, found.ops, found.streams, found.encoders)
+
+    def close(self) -> None:
+        """Close what was unpacked."""
+        for file in self._files:
+            file.close()
+
+
+def _stored(disk: _Disk, storage: Storage, beside: Beside) -> Stored:
     if disk.explanation is None:
-        return storage.unexplained(disk.file, disk.tried)
+        return storage.unexplained(disk.file, disk.tried, beside)
     assert disk.guest_space is not None
-    return storage.explained(disk.file, disk.explanation, disk.guest_space, is_canonical=disk.canonical)
+    return storage.explained(
+        disk.file, disk.explanation, disk.guest_space, beside, is_canonical=disk.canonical
+    )
 
 
 def _artifact(disk: _Disk, stored: Stored) -> Artifact:
     source, explanation = disk.source, disk.explanation
-    measured, published = source.measured, source.published
+    measured, published, signature = source.measured, source.published, source.signature
     return Artifact(
         platform=source.named.platform,
         arch=source.named.arch,
         format=source.named.format,
         role=source.named.role,
         image=Form(source.name, measured.size, measured.sha256, stored.space, measured.data),
-        published=Form(source.path.name, published.size, published.sha256) if published else None,
+        published=Form(source.path.name, published.size, published.sha256, stored.published, published.data)
+        if published
+        else None,
         mtime=max(0, source.mtime),
         mode=source.mode,
         sparse=source.sparse,
         virtual_size=explanation.guest.size if explanation else 0,
         canonical=disk.canonical,
         how=stored.how,
+        signature=Form(
+            source.path.name + SIGNATURE_SUFFIX,
+            len(signature),
+            sha256_hex(signature),
+            stored.signature,
+            len(signature),
+        )
+        if signature
+        else None,
     )
 
 

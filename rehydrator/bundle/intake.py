@@ -4,20 +4,14 @@ them, their digests, and the image inside an outer compression."""
 from __future__ import annotations
 
 import errno
-import gzip
 import hashlib
-import io
-import lzma
 import os
 import shutil
-import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from backports import zstd
 
-from rehydrator.bundle import zipped
 from rehydrator.core.errors import (
     DigestMismatch,
     HostileInput,
@@ -27,6 +21,7 @@ from rehydrator.core.errors import (
     UsageError,
 )
 from rehydrator.core.reader import data_spans
+from rehydrator.formats import containers
 from rehydrator.metadata.names import (
     PARTIAL_SUFFIXES,
     SIGNATURE_SUFFIX,
@@ -43,24 +38,16 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
-    from typing_extensions import Buffer
-
+    from rehydrator.core.reader import Reader
+    from rehydrator.formats.streams import Layout
     from rehydrator.metadata.stream import Published, StreamDocument
 
 _BLOCK = 4 << 20
 _PAGE = 4096
 _ZEROS = bytes(_BLOCK)
-_PACKED = 1 << 20
 
-# xz -9 needs 65 MiB to decompress; the format allows 4 GiB.
-_XZ_MEMORY = 512 << 20
-
-_MAGICS = {
-    ".xz": b"\xfd7zXZ\0",
-    ".gz": b"\x1f\x8b\x08",
-    ".zst": b"\x28\xb5\x2f\xfd",
-    ".zip": b"PK\3\4",
-}
+# A detached signature of several keys is a few KiB.
+_MAX_SIGNATURE = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +73,8 @@ class Source:
     mtime: int
     mode: int
     sparse: bool
+    layout: Layout | None = None
+    signature: bytes = b""
 
 
 def list_files(directory: Path, note: Callable[[str], None]) -> list[Path]:
@@ -119,17 +108,12 @@ def _without_companions(files: Sequence[Path], note: Callable[[str], None]) -> l
     """The files without what is no part of a release."""
     whole = [path for path in files if not _is_leftover(path.name, note)]
     here = {path.name for path in whole}
-    kept, signatures = [], 0
+    kept = []
     for path in whole:
         if not path.name.endswith(SIGNATURE_SUFFIX):
             kept.append(path)
-        elif path.name.removesuffix(SIGNATURE_SUFFIX) in here:
-            signatures += 1
-        else:
+        elif path.name.removesuffix(SIGNATURE_SUFFIX) not in here:
             note(f"{path.name}: a signature of a file that is not here, left out")
-    if signatures:
-        what = "1 detached signature is" if signatures == 1 else f"{signatures} detached signatures are"
-        note(f"{what} beside the files; not stored yet")
     return kept
 
 
@@ -213,12 +197,12 @@ def _take_in(
                 f"{path.name}: {file.size} bytes, above the limit of {limit} (--max-image-size)"
             )
         whole, status = measure(file), file.status
+        image, inner, layout = path, whole, None
+        if packed:
+            image = work / image_name(path.name)
+            inner, layout = unpack(file, path.name, image, limit)
     finally:
         file.close()
-    image, inner = path, whole
-    if packed:
-        image = work / image_name(path.name)
-        inner = unpack(path, packed, image, limit)
     named = _name(item, parse_name(path.name, *names), arch)
     source = Source(
         path=path,
@@ -230,10 +214,23 @@ def _take_in(
         mtime=int(status.st_mtime),
         mode=status.st_mode & 0o777,
         sparse=bool(packed) or status.st_blocks * 512 < whole.size,
+        layout=layout,
+        signature=_signature(path),
     )
     if item:
         _check_digests(source, item)
     return source
+
+
+def _signature(path: Path) -> bytes:
+    """The detached signature beside a file."""
+    beside = path.with_name(path.name + SIGNATURE_SUFFIX)
+    if beside.is_symlink() or not beside.is_file():
+        return b""
+    size = beside.stat().st_size
+    if size > _MAX_SIGNATURE:
+        raise HostileInput(f"{beside.name}: {size} bytes are no signature; remove it or fetch it again")
+    return beside.read_bytes()
 
 
 def measure(file: FileReader) -> Measured:
@@ -265,42 +262,40 @@ def compression(name: str, file: FileReader) -> str:
     suffix = outer_suffix(name)
     if not suffix:
         return ""
-    magic = _MAGICS[suffix]
-    if file.size < len(magic) or file.pread(0, len(magic)) != magic:
+    if not containers.CONTAINERS[suffix].recognise(file):
         raise HostileInput(f"{name}: its content is not what {suffix} says; rename it or fetch it again")
     return suffix
 
 
-def is_gzip(file: FileReader) -> bool:
-    """True where the content begins as gzip does."""
-    magic = _MAGICS[".gz"]
-    return file.size >= len(magic) and file.pread(0, len(magic)) == magic
-
-
-def unpack(path: Path, suffix: str, target: Path, limit: int) -> Measured:
-    """Decompress a file, leaving holes where the image is zero.
+def unpack(file: Reader, name: str, target: Path, limit: int) -> tuple[Measured, Layout]:
+    """Decompress a file into `target`, leaving holes where the image is zero; what it holds, and
+    where its encoded parts lie.
 
     Raises:
         HostileInput: the stream is damaged or cut short.
         LimitExceeded: more than `limit` bytes come out.
     """
     state, size, data = hashlib.sha256(), 0, 0
-    with path.open("rb") as packed, target.open("xb") as image, _open(suffix, packed, path) as stream:
-        while True:
-            try:
-                block = stream.read(_BLOCK)
-            except (EOFError, lzma.LZMAError, zlib.error, zstd.ZstdError, gzip.BadGzipFile) as error:
-                raise HostileInput(f"{path.name}: damaged or cut short: {error}") from None
-            if not block:
-                break
-            if size + len(block) > limit:
-                raise LimitExceeded(f"{path.name}: unpacks to more than {limit} bytes (--max-image-size)")
+    held = bytearray()
+    with target.open("xb") as image:
+
+        def put(block: bytes) -> None:
+            nonlocal size, data
             state.update(block)
             _write_sparse(image, size, block)
             size += len(block)
             data += nonzero_bytes(block)
+
+        def take(piece: bytes) -> None:
+            held.extend(piece)
+            if len(held) >= _BLOCK:
+                put(bytes(held[:_BLOCK]))
+                del held[:_BLOCK]
+
+        layout = containers.read(file, name, limit, take)
+        put(bytes(held))
         image.truncate(size)
-    return Measured(size, state.hexdigest(), data)
+    return Measured(size, state.hexdigest(), data), layout
 
 
 def check_free_space(places: Iterable[tuple[Path, int]]) -> None:
@@ -342,64 +337,6 @@ def measure_in_parallel(
 
 def _size(path: Path) -> int:
     return path.stat().st_size
-
-
-def _open(suffix: str, packed: BinaryIO, path: Path) -> BinaryIO:
-    if suffix == ".xz":
-        return cast("BinaryIO", io.BufferedReader(_XzStreams(packed), _BLOCK))
-    if suffix == ".gz":
-        return cast("BinaryIO", gzip.open(packed))
-    if suffix == ".zip":
-        return zipped.open_member(packed, path.name)
-    return cast("BinaryIO", zstd.open(packed))
-
-
-class _XzStreams(io.RawIOBase):
-    """The streams of an .xz file, one after the other, and the padding between them (the .xz
-    file format 1.2, sections 1 and 2.2). lzma.open() takes anything behind the first stream
-    for the end: padding, garbage, and a second stream that is damaged.
-    """
-
-    def __init__(self, packed: BinaryIO) -> None:
-        self._packed, self._rest = packed, b""
-        self._decoder = _xz_decoder()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Buffer, /) -> int:
-        view, made = memoryview(buffer).cast("B"), b""
-        while not made:
-            if self._decoder.eof and not self._next_stream():
-                return 0
-            made = self._decoder.decompress(self._input(), len(view))
-        view[: len(made)] = made
-        return len(made)
-
-    def _input(self) -> bytes:
-        if not self._decoder.needs_input:
-            return b""
-        data, self._rest = self._rest or self._packed.read(_PACKED), b""
-        if not data:
-            raise EOFError("it ends within a stream")
-        return data
-
-    def _next_stream(self) -> bool:
-        rest, padding = self._decoder.unused_data, 0
-        while True:
-            begin = rest.lstrip(b"\0")
-            padding += len(rest) - len(begin)
-            rest = begin or self._packed.read(_PACKED)
-            if begin or not rest:
-                break
-        if padding % 4:
-            raise lzma.LZMAError(f"{padding} zero bytes behind a stream")
-        self._rest, self._decoder = begin, _xz_decoder() if begin else self._decoder
-        return bool(begin)
-
-
-def _xz_decoder() -> lzma.LZMADecompressor:
-    return lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)
 
 
 def _write_sparse(image: BinaryIO, offset: int, block: bytes) -> None:

@@ -22,6 +22,7 @@ from rehydrator.core.ops import (
     OffsetRule,
     Rules,
     SizeTable,
+    StreamRule,
     Term,
 )
 from rehydrator.core.pack import INDEX_HEADER, INDEX_RECORD, MAX_FRAMES
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 MANIFEST = "bundle.json"
 FORMAT = "rehydrator-bundle"
 VERSION = 1
-KNOWN_FEATURES: frozenset[str] = frozenset()
+STREAMS = "streams"
+KNOWN_FEATURES = frozenset({STREAMS})
 
 MAX_MANIFEST = 16 << 20
 MAX_PACKS = 1 << 13
@@ -86,13 +88,15 @@ class PackSpace:
 @dataclass(frozen=True, slots=True)
 class RecipeSpace:
     """What a recipe makes: chunks are the frames [first, first+count) of a pack.
-    `inputs` are the spaces that its ops may name, all of lower numbers."""
+    `inputs` are the spaces that its ops may name, all of lower numbers, and `streams` the stream
+    rules: what has none needs no encoder that runs for minutes, and can be read anywhere."""
 
     pack: int
     first: int
     count: int
     size: int
     inputs: tuple[int, ...]
+    streams: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,7 @@ class Form:
 class Artifact:
     """One published file of a release. `format` is its stream-metadata format key ("qcow2.xz").
 
+    `signature` is the detached GPG signature of the file as published, itself a file.
     `mtime` is in seconds, `mode` are the permission bits, `virtual_size` the guest disk's
     bytes (0: not a disk). `how` tells how it is stored, for `info`: rung, reasons, bytes.
     """
@@ -141,6 +146,29 @@ class Artifact:
     virtual_size: int
     canonical: bool
     how: dict[str, Any] = field(default_factory=dict)
+    signature: Form | None = None
+
+    def forms(self) -> list[Form]:
+        """Every form that there is of it, its signature among them."""
+        return [form for form in (self.image, self.published, self.signature) if form]
+
+    @property
+    def as_published(self) -> Form:
+        """The form that the release publishes: the image itself where nothing is around it."""
+        return self.published or self.image
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One file that a bundle can be asked for: a form of an artifact."""
+
+    artifact: Artifact
+    form: Form
+
+    @property
+    def sparse(self) -> bool:
+        """Whether its zeros were holes: what is compressed has none."""
+        return self.artifact.sparse and self.form is self.artifact.image
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +201,16 @@ class Manifest:
         """All artifacts of all releases."""
         return [artifact for release in self.releases for artifact in release.artifacts]
 
+    def outputs(self) -> list[Output]:
+        """Everything that the bundle can give back."""
+        every = [Output(artifact, form) for artifact in self.artifacts() for form in artifact.forms()]
+        return [output for output in every if output.form.space is not None]
+
+    def streams_of(self, space: int) -> tuple[int, ...]:
+        """The stream rules that the ops of a space name."""
+        each = self.spaces[space]
+        return each.streams if isinstance(each, RecipeSpace) else ()
+
     def reach(self, space: int) -> set[int]:
         """The spaces that `space` stands on, itself included."""
         seen, left = set(), [space]
@@ -201,7 +239,7 @@ def encode(manifest: Manifest) -> bytes:
         {
             "format": FORMAT,
             "version": VERSION,
-            "requires": [],
+            "requires": [STREAMS] if manifest.rules.streams else [],
             "packs": [_pack_json(pack) for pack in manifest.packs],
             "spaces": [_space_json(space) for space in manifest.spaces],
             "rules": _rules_json(manifest.rules),
@@ -333,26 +371,29 @@ def _space(item: Object) -> PackSpace | RecipeSpace:
     if not item.has("chunks"):
         return PackSpace(item.number("pack"), item.number("size"))
     chunks, inputs = item.object("chunks"), item.numbers("inputs", MAX_SPACES)
-    if any(low >= high for low, high in pairwise(inputs)):
-        raise HostileInput(f"{item.where}: inputs do not ascend")
+    streams = item.numbers("streams", MAX_SPACES) if item.has("streams") else ()
+    if any(low >= high for numbers in (inputs, streams) for low, high in pairwise(numbers)):
+        raise HostileInput(f"{item.where}: inputs or streams do not ascend")
     return RecipeSpace(
         item.number("pack"),
         chunks.number("first"),
         chunks.number("count"),
         item.number("size"),
         inputs,
+        streams,
     )
 
 
 def _space_json(space: PackSpace | RecipeSpace) -> dict[str, Any]:
     if isinstance(space, PackSpace):
         return {"pack": space.pack, "size": space.size}
-    return {
+    stated = {
         "pack": space.pack,
         "size": space.size,
         "chunks": {"first": space.first, "count": space.count},
         "inputs": list(space.inputs),
     }
+    return {**stated, "streams": list(space.streams)} if space.streams else stated
 
 
 def _rules(item: Object) -> Rules:
@@ -361,16 +402,19 @@ def _rules(item: Object) -> Rules:
         offsets=item.each("offsets", _offset_rule),
         encodes=item.each("encodes", _encode_rule),
         decodes=item.each("decodes", _decode_rule),
+        streams=item.each("streams", _stream_rule) if item.has("streams") else (),
     )
 
 
 def _rules_json(rules: Rules) -> dict[str, Any]:
-    return {
+    stated = {
         "tables": [{"space": t.space, "width": t.width, "scale": t.scale} for t in rules.tables],
         "offsets": [_offset_rule_json(rule) for rule in rules.offsets],
         "encodes": [_encode_rule_json(rule) for rule in rules.encodes],
         "decodes": [_decode_rule_json(rule) for rule in rules.decodes],
     }
+    streams = [_stream_rule_json(rule) for rule in rules.streams]
+    return {**stated, "streams": streams} if streams else stated
 
 
 def _one_of(item: Object, key: str, choices: Sequence[Any]) -> Any:
@@ -477,6 +521,16 @@ def _decode_rule_json(rule: DecodeRule) -> dict[str, Any]:
     }
 
 
+def _stream_rule(item: Object) -> StreamRule:
+    return StreamRule(
+        item.text("codec", _WORD), item.object("params").signed(), item.number("input", MAX_SPACES)
+    )
+
+
+def _stream_rule_json(rule: StreamRule) -> dict[str, Any]:
+    return {"codec": rule.codec, "params": dict(rule.params), "input": rule.input}
+
+
 def _known_answer(item: Object) -> KnownAnswer:
     plain = item.object("plain")
     return KnownAnswer(
@@ -529,6 +583,7 @@ def _artifact(item: Object) -> Artifact:
         virtual_size=item.number("virtual_size"),
         canonical=item.flag("canonical"),
         how=_how(item.object("how")),
+        signature=_form(forms.object("signature")) if forms.has("signature") else None,
     )
 
 
@@ -553,6 +608,8 @@ def _artifact_json(artifact: Artifact) -> dict[str, Any]:
     forms = {"image": _form_json(artifact.image)}
     if artifact.published:
         forms["published"] = _form_json(artifact.published)
+    if artifact.signature:
+        forms["signature"] = _form_json(artifact.signature)
     return {
         "platform": artifact.platform,
         "arch": artifact.arch,
@@ -601,8 +658,10 @@ def _check(manifest: Manifest) -> None:
         if not answer.length:
             raise HostileInput(f"{MANIFEST}: a known answer about no bytes")
         _space_size(manifest, answer.space, answer.offset + answer.length, "a known answer")
-    images = [(artifact.image.name, artifact.arch) for artifact in manifest.artifacts()]
-    if len(set(images)) != len(images):
+    names_of_files = [
+        (form.name, artifact.arch) for artifact in manifest.artifacts() for form in artifact.forms()
+    ]
+    if len(set(names_of_files)) != len(names_of_files):
         raise HostileInput(f"{MANIFEST}: two artifacts have one name")
 
 
@@ -632,6 +691,10 @@ def _check_rules(manifest: Manifest) -> None:
     named = [table.space for table in rules.tables]
     named += [rule.input for rule in rules.encodes] + [rule.input for rule in rules.decodes]
     named += [rule.prefix for rule in rules.decodes if rule.prefix is not None]
+    named += [rule.input for rule in rules.streams]
+    streams = [each for space in manifest.spaces if isinstance(space, RecipeSpace) for each in space.streams]
+    if any(each >= len(rules.streams) for each in streams):
+        raise HostileInput(f"{MANIFEST}: a space names a stream rule that does not exist")
     tables = [rule.table for rule in rules.offsets] + [rule.table for rule in rules.encodes]
     if any(each >= spaces for each in named) or any(each >= len(rules.tables) for each in tables):
         raise HostileInput(f"{MANIFEST}: a rule names a space or table that does not exist")
@@ -640,9 +703,13 @@ def _check_rules(manifest: Manifest) -> None:
 def _check_artifact(manifest: Manifest, artifact: Artifact) -> None:
     if artifact.image.space is None:
         raise HostileInput(f"{MANIFEST}: {artifact.image.name} has no recipe")
-    _space_size(manifest, artifact.image.space, artifact.image.size, artifact.image.name)
-    if manifest.spaces[artifact.image.space].size != artifact.image.size:
-        raise HostileInput(f"{MANIFEST}: the recipe of {artifact.image.name} is of another size")
+    for form in artifact.forms():
+        if form.space is not None:
+            _space_size(manifest, form.space, form.size, form.name)
+            if manifest.spaces[form.space].size != form.size:
+                raise HostileInput(f"{MANIFEST}: the recipe of {form.name} is of another size")
+    if artifact.signature and artifact.signature.space is None:
+        raise HostileInput(f"{MANIFEST}: {artifact.signature.name} has no recipe")
 
 
 def _space_size(manifest: Manifest, space: int, size: int, what: str) -> None:

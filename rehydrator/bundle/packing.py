@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING
 from rehydrator.bundle.manifest import Pack, PackSpace, RecipeSpace, StoredFile
 from rehydrator.bundle.reader import spaces_of
 from rehydrator.core.digest import frame_digest
-from rehydrator.core.ops import MAX_OPS_PER_CHUNK, DecodeRule, EncodeRule, OffsetRule, Rules, SizeTable
+from rehydrator.core.ops import (
+    MAX_OPS_PER_CHUNK,
+    DecodeRule,
+    EncodeRule,
+    OffsetRule,
+    Rules,
+    SizeTable,
+    Stream,
+    StreamRule,
+)
 from rehydrator.core.pack import CHUNK, DATA, Frame, encode_frame, encode_index
 from rehydrator.core.recipe import encode_chunk, output_offsets
 
@@ -51,16 +60,24 @@ class Ledger:
     offsets: list[OffsetRule] = field(default_factory=list)
     encodes: list[EncodeRule] = field(default_factory=list)
     decodes: list[DecodeRule] = field(default_factory=list)
+    streams: list[StreamRule] = field(default_factory=list)
 
     def rules(self) -> Rules:
         """The rules so far."""
-        return Rules(tuple(self.tables), tuple(self.offsets), tuple(self.encodes), tuple(self.decodes))
+        kinds = (self.tables, self.offsets, self.encodes, self.decodes, self.streams)
+        return Rules(*map(tuple, kinds))  # type: ignore[arg-type]
 
     def decode_rule(self, rule: DecodeRule) -> int:
         """The number of a decode rule, new or known."""
         if rule not in self.decodes:
             self.decodes.append(rule)
         return self.decodes.index(rule)
+
+    def stream_rule(self, rule: StreamRule) -> int:
+        """The number of a stream rule, new or known."""
+        if rule not in self.streams:
+            self.streams.append(rule)
+        return self.streams.index(rule)
 
     def open_pack(self) -> tuple[int, int]:
         """Numbers for a new pack and its space."""
@@ -158,13 +175,15 @@ class PackWriter:
         self.flush()
         first, start, rules = self._frames, 0, self._ledger.rules()
         inputs: set[int] = set()
+        streams = {op.rule for op in ops if isinstance(op, Stream)}
         for at in range(0, len(ops), MAX_OPS_PER_CHUNK):
             part = ops[at : at + MAX_OPS_PER_CHUNK]
             inputs.update(space for op in part for space in spaces_of(op, rules))
             self._submit(CHUNK, 1, start, encode_chunk(part), _RECIPE_LEVEL)
             start += output_offsets(part)[-1]
         count = self._frames - first
-        space = RecipeSpace(self._current.number, first, count, start, tuple(sorted(inputs)))
+        named = tuple(sorted(inputs)), tuple(sorted(streams))
+        space = RecipeSpace(self._current.number, first, count, start, *named)
         self._ledger.spaces.append(space)
         return len(self._ledger.spaces) - 1
 

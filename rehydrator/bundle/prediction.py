@@ -1,6 +1,6 @@
 """Proving an explanation before it is taken: what it predicts is compared with the file.
 
-Encoded units were compared one by one when their encoder was found; everything else is
+Encoded units and streams were compared when their encoder was found; everything else is
 compared here, so that a file that fools a format module costs a rung and not the build. What
 the bundle really gives back is proven later, from the finished image, in a fresh process.
 """
@@ -11,7 +11,7 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from rehydrator.core.errors import Unexplained
-from rehydrator.core.ops import Copy, Encode, is_zeros
+from rehydrator.core.ops import Copy, Encode, Stream, is_zeros
 from rehydrator.core.reader import BytesReader, data_spans
 from rehydrator.engine import Machine, ReaderSpace, join
 from rehydrator.formats.explanation import FILE, GUEST, SIZES
@@ -32,10 +32,12 @@ def check_prediction(explanation: Explanation, file: Reader) -> None:
     Raises:
         Unexplained: they differ; says where.
     """
+    for layer in explanation.layers:
+        check_prediction(layer.explanation, layer.file)
     check = _Check(explanation, file)
     here = 0
     for op in explanation.ops:
-        if not (isinstance(op, Encode) or (isinstance(op, Copy) and op.space == FILE)):
+        if not (isinstance(op, Encode | Stream) or (isinstance(op, Copy) and op.space == FILE)):
             check.op(op, here)
         here += op.length
     if here != file.size:

@@ -18,18 +18,22 @@ from typing import TYPE_CHECKING
 
 from rehydrator.bundle import manifest as manifests
 from rehydrator.bundle.manifest import PackSpace, RecipeSpace
-from rehydrator.codecs import codec
+from rehydrator.codecs import CODECS, streams
 from rehydrator.core.digest import frame_digest
 from rehydrator.core.errors import DigestMismatch, HostileInput, NotInBundle, ToolMissing
-from rehydrator.core.ops import Copy, Decode, Encode, Offsets
+from rehydrator.core.ops import Copy, Decode, Encode, Offsets, Stream
 from rehydrator.core.pack import CHUNK, DATA, decode_frame, decode_index
 from rehydrator.core.recipe import decode_chunk, output_offsets
 from rehydrator.engine import DEFAULT_CACHE, Cache, Machine, run_ops, view
+from rehydrator.store.spool import Spool
+from rehydrator.streaming import Streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
-    from rehydrator.bundle.manifest import Artifact, Manifest, Pack, Release, StoredFile
+    from rehydrator.bundle.manifest import Artifact, Form, Manifest, Pack, Release, StoredFile
+    from rehydrator.codecs.streams import Filter
     from rehydrator.core.ops import Op, Rules
     from rehydrator.core.pack import Frame
     from rehydrator.core.reader import Reader
@@ -157,7 +161,7 @@ class ChunkedSpace:
         self, number: int, pack: PackFile, space: RecipeSpace, rules: Rules, held: HeldChunks
     ) -> None:
         self._number, self._pack, self._space, self._rules = number, pack, space, rules
-        self._inputs = frozenset(space.inputs)
+        self._inputs, self.streams = frozenset(space.inputs), frozenset(space.streams)
         self.size = space.size
         self._lock = threading.Lock()
         self._held = held
@@ -206,6 +210,8 @@ class ChunkedSpace:
             raise HostileInput(f"{self._pack.name}: a chunk of space {self._number} is of another length")
         if not self._named(ops) <= self._inputs:
             raise HostileInput(f"{self._pack.name}: space {self._number} names a space not among its inputs")
+        if not {op.rule for op in ops if isinstance(op, Stream)} <= self.streams:
+            raise HostileInput(f"{self._pack.name}: space {self._number} names a stream not among its own")
         return ops, starts
 
     def _named(self, ops: Sequence[Op]) -> set[int]:
@@ -229,6 +235,8 @@ def spaces_of(op: Op, rules: Rules) -> tuple[int, ...]:
         if isinstance(op, Decode):
             decode = rules.decodes[op.rule]
             return (decode.input,) if decode.prefix is None else (decode.input, decode.prefix)
+        if isinstance(op, Stream):
+            return (rules.streams[op.rule].input,)
     except IndexError:
         raise HostileInput(f"an op names a rule that does not exist: {op}") from None
     return ()
@@ -237,8 +245,15 @@ def spaces_of(op: Op, rules: Rules) -> tuple[int, ...]:
 class Bundle:
     """An opened bundle."""
 
-    def __init__(self, files: Files, cache: int = DEFAULT_CACHE) -> None:
-        """Reads and checks bundle.json.
+    def __init__(
+        self,
+        files: Files,
+        cache: int = DEFAULT_CACHE,
+        run: Filter | None = None,
+        spools: Path | None = None,
+    ) -> None:
+        """Reads and checks bundle.json. `run` runs the programs that some published forms need,
+        `spools` is a directory for what encoders make.
 
         Raises:
             NotInBundle: there is no bundle.json.
@@ -250,7 +265,9 @@ class Bundle:
         self._packs = [PackFile(files, pack) for pack in self.manifest.packs]
         self._held = HeldChunks()
         spaces = {number: self._space(number) for number in range(len(self.manifest.spaces))}
-        self.machine = Machine(spaces, self.manifest.rules, Cache(cache))
+        made = Streams(lambda: Spool(spools))
+        self._run = run
+        self.machine = Machine(spaces, self.manifest.rules, Cache(cache), run, made)
         self._known: set[int] = set()
 
     def signatures(self) -> dict[str, bytes]:
@@ -259,10 +276,29 @@ class Bundle:
 
     def reader(self, artifact: Artifact) -> SpaceReader:
         """The artifact's image form; its encoders are checked first."""
-        space = artifact.image.space
-        assert space is not None
-        self.check_encoders(space)
-        return self.machine.reader(space)
+        return self.open_form(artifact, artifact.image)
+
+    def open_form(self, artifact: Artifact, form: Form) -> SpaceReader:
+        """A form of an artifact; its encoders are checked first.
+
+        Raises:
+            NotInBundle: the bundle knows its digest, and cannot give it back.
+            ToolMissing: an encoder at hand gives other bytes, or there is none.
+        """
+        if form.space is None:
+            raise NotInBundle(
+                f"{form.name}: the bundle cannot give back the compressed file, only its digest; "
+                f"{artifact.image.name} is there as --form image"
+            )
+        try:
+            self.check_encoders(form.space)
+        except ToolMissing as error:
+            if form is artifact.image:
+                raise
+            raise ToolMissing(
+                f"{form.name}: {error}; or take {artifact.image.name} by --form image"
+            ) from None
+        return self.machine.reader(form.space)
 
     def check_encoders(self, space: int) -> None:
         """Run the known-answer test of every encoder that `space` stands on.
@@ -274,6 +310,8 @@ class Bundle:
         reach = self.manifest.reach(space)
         tables = {number for number, table in enumerate(rules.tables) if table.space in reach}
         needed = {(rule.codec, rule.params) for rule in rules.encodes if rule.table in tables}
+        used = {number for each in reach for number in self.manifest.streams_of(each)}
+        needed |= {(rules.streams[number].codec, rules.streams[number].params) for number in used}
         for number, answer in enumerate(self.manifest.known_answers):
             if (answer.codec, answer.params) in needed and number not in self._known:
                 self._check_answer(number)
@@ -300,18 +338,30 @@ class Bundle:
     def _check_answer(self, number: int) -> None:
         answer = self.manifest.known_answers[number]
         plain = self.machine.read(answer.space, answer.offset, answer.length)
-        try:
-            encoder = codec(answer.codec)
-            made = hashlib.sha256(encoder.encode(plain, dict(answer.params))).hexdigest()
-            have = encoder.version()
-        except ImportError:
-            made, have = "", "no such library"
+        made, have = known_answer(answer.codec, dict(answer.params), plain, self._run)
         if made != answer.sha256:
             raise ToolMissing(
                 f"this image was encoded with {answer.library}, and {have} here gives other bytes; "
                 f"use the container that the bundle is in, or install {answer.library}"
             )
         self._known.add(number)
+
+
+def known_answer(name: str, params: dict[str, int], plain: bytes, run: Filter | None) -> tuple[str, str]:
+    """SHA-256 of what an encoder makes of `plain`, and the library or program that made it; "" and
+    why not, where there is none here."""
+    try:
+        if name in CODECS:
+            packed = CODECS[name].encode(plain, params)
+            return hashlib.sha256(packed).hexdigest(), CODECS[name].version()
+        state = hashlib.sha256()
+        for piece in streams.encoder(name, params, run).encode([plain]):
+            state.update(piece)
+        return state.hexdigest(), streams.version(name, run)
+    except ImportError:
+        return "", "no such library"
+    except ToolMissing as error:
+        return "", str(error)
 
 
 def read_signed(files: Files) -> bytes:

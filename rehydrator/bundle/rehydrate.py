@@ -17,20 +17,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from rehydrator.codecs import streams
 from rehydrator.core.errors import DigestMismatch, LimitExceeded, RehydratorError
-from rehydrator.engine import Zeros
+from rehydrator.engine import Zeros, blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
     from pathlib import Path
 
-    from rehydrator.bundle.manifest import Artifact
+    from rehydrator.bundle.manifest import Artifact, Form, Output
     from rehydrator.bundle.reader import Bundle
-    from rehydrator.engine import Machine, Piece
+    from rehydrator.engine import Piece
 
-BLOCK = 4 << 20
-_AHEAD = 3
 _MAX_WORKERS = 24
 _ZEROS = memoryview(bytes(1 << 20))
 _MAX_IOV = 1000
@@ -52,38 +51,10 @@ class Sink(Protocol):
     def write(self, pieces: list[Piece]) -> None: ...
 
 
-def blocks(machine: Machine, space: int, jobs: int) -> Iterator[list[Piece]]:
-    """The pieces of a space, block by block, in order; few blocks are made at once and few
-    more wait, so that memory does not grow with the image.
-
-    Four blocks come from one frame, and all but one of their workers wait for it; so there
-    are twice as many workers as `jobs`, for the next frame to be decoded meanwhile.
-    """
-    workers = min(2 * jobs, _MAX_WORKERS)
-    size = machine.space(space).size
-    waiting: deque[Future[list[Piece]]] = deque()
-    offsets = iter(range(0, size, BLOCK))
-
-    def make(offset: int) -> list[Piece]:
-        return list(machine.pieces(space, offset, min(BLOCK, size - offset)))
-
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for offset in offsets:
-                waiting.append(pool.submit(make, offset))
-                if len(waiting) > workers + _AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
 def produce(
-    bundle: Bundle, artifact: Artifact, sink: Sink | None, jobs: int, progress: Callable[[int], object]
+    bundle: Bundle, output: Output, sink: Sink | None, jobs: int, progress: Callable[[int], object]
 ) -> None:
-    """Make the artifact's image form, give it to `sink`, and check its digest.
+    """Make an output, give it to `sink`, and check its digest.
 
     The last block is held back until the digest matched: what a pipe got of a bad image is cut
     short, so that whoever reads it (tar, for one) sees an unexpected end.
@@ -91,54 +62,113 @@ def produce(
     Raises:
         DigestMismatch: what was made is not what was published.
     """
-    reader = bundle.reader(artifact)
+    reader = bundle.open_form(output.artifact, output.form)
     state = hashlib.sha256()
     held: list[Piece] = []
-    with _writer(sink) as write:
-        for pieces in blocks(reader.machine, reader.space, jobs):
+    # Four blocks come from one frame, and all but one of their workers wait for it; so there
+    # are twice as many workers as `jobs`, for the next frame to be decoded meanwhile.
+    workers = min(2 * jobs, _MAX_WORKERS)
+    end_streams = reader.machine.streams_ahead(reader.space, encoding(bundle, [output], jobs).at_once)
+    try:
+        with _writer(sink) as write:
+            for pieces in blocks(reader.machine, reader.space, 0, reader.size, workers):
+                write(held)
+                for piece in pieces:
+                    _hash(state, piece)
+                progress(sum(_length(piece) for piece in pieces))
+                held = pieces
+            _check_digest(output, state.hexdigest())
             write(held)
-            for piece in pieces:
-                _hash(state, piece)
-            progress(sum(_length(piece) for piece in pieces))
-            held = pieces
-        _check_digest(artifact, state.hexdigest())
-        write(held)
+    except BaseException:
+        reader.machine.streams.stop()
+        raise
+    finally:
+        end_streams()
 
 
-def _check_digest(artifact: Artifact, made: str) -> None:
-    if made != artifact.image.sha256:
+def _check_digest(output: Output, made: str) -> None:
+    if made != output.form.sha256:
         raise DigestMismatch(
-            f"{artifact.image.name}: made bytes of SHA-256 {made}, but {artifact.image.sha256} was published"
+            f"{output.form.name}: made bytes of SHA-256 {made}, but {output.form.sha256} was published"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """What the stream encoders of some outputs need: the largest encoder's memory in bytes
+    (0: none runs), how many run at once, and their names."""
+
+    memory: int
+    at_once: int
+    names: tuple[str, ...]
+
+
+def encoding(bundle: Bundle, outputs: Sequence[Output], jobs: int) -> Encoding:
+    """How the streams of some outputs will be encoded: as many at once as there are `jobs`,
+    and as fit into three quarters of the memory that is available."""
+    manifest = bundle.manifest
+    spaces = {each for output in outputs for each in manifest.reach(output.form.space or 0)}
+    rules = {manifest.rules.streams[number] for each in spaces for number in manifest.streams_of(each)}
+    most = max((streams.memory(rule.codec, dict(rule.params)) for rule in rules), default=0)
+    fitting = available_memory() * 3 // 4 // most if most else jobs
+    names = sorted({streams.described(rule.codec, dict(rule.params)) for rule in rules})
+    return Encoding(most, max(1, min(jobs, fitting)), tuple(names))
+
+
+def available_memory() -> int:
+    """Bytes that programs may still take on this machine, or in this container."""
+    found = [_first_number(file, word) for file, word in _MEMORY_FACTS]
+    total, limit, used = found
+    return min(each for each in (total, limit - used if limit else 0, 1 << 60) if each > 0)
+
+
+_MEMORY_FACTS = (
+    ("/proc/meminfo", "MemAvailable:"),
+    ("/sys/fs/cgroup/memory.max", ""),
+    ("/sys/fs/cgroup/memory.current", ""),
+)
+
+
+def _first_number(file: str, word: str) -> int:
+    """The number behind `word` in a file of the kernel, in bytes; 0 where there is none."""
+    try:
+        with open(file, encoding="ascii") as facts:  # noqa: PTH123 - pathlib is not worth its import here
+            line = next((line for line in facts if line.startswith(word)), "")
+    except (OSError, ValueError):
+        return 0
+    parts = line.removeprefix(word).split()
+    if not parts or not parts[0].isdigit():
+        return 0
+    return int(parts[0]) * (1024 if parts[1:] == ["kB"] else 1)
 
 
 def to_directory(
     bundle: Bundle,
-    artifact: Artifact,
+    output: Output,
     directory: Path,
     options: Options,
     progress: Callable[[int], object] = lambda _: None,
 ) -> bool:
-    """Write the artifact into `directory`; False where it was there already, with its digest.
+    """Write an output into `directory`; False where it was there already, with its digest.
 
     Raises:
         DigestMismatch: what was made is wrong; nothing has the final name.
         LimitExceeded: not enough space.
         RehydratorError: another file is in the way and `overwrite` is not set.
     """
-    target = directory / artifact.image.name
+    target = directory / output.form.name
     if os.path.lexists(target):
-        if _is_done(target, artifact):
+        if _is_done(target, output.form):
             return False
         if not options.overwrite:
             raise RehydratorError(f"{target} exists and is another file; --overwrite replaces it")
-    _check_space(directory, artifact, options)
-    with _temporary(directory, artifact.image.name) as (descriptor, temporary):
-        sparse = artifact.sparse if options.sparse is None else options.sparse
+    _check_space(directory, output, options)
+    with _temporary(directory, output.form.name) as (descriptor, temporary):
+        sparse = output.sparse if options.sparse is None else options.sparse
         try:
-            sink = FileSink(descriptor, artifact.image.size, sparse)
-            produce(bundle, artifact, sink, options.jobs, progress)
-            sink.finish(artifact)
+            sink = FileSink(descriptor, output.form.size, sparse)
+            produce(bundle, output, sink, options.jobs, progress)
+            sink.finish(output.artifact)
         except OSError as error:
             raise explain_os_error(error, target) from error
         _publish(temporary, target, options.overwrite)
@@ -195,12 +225,12 @@ class PipeSink:
 
 def to_pipe(
     bundle: Bundle,
-    artifacts: list[Artifact],
+    outputs: list[Output],
     descriptor: int,
     jobs: int,
     progress: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """One artifact as its bytes; several as a pax tar, whose end marker comes only when every
+    """One output as its bytes; several as a pax tar, whose end marker comes only when every
     member had its digest.
 
     Raises:
@@ -208,13 +238,13 @@ def to_pipe(
     """
     sink = PipeSink(descriptor)
     try:
-        if len(artifacts) == 1:
-            produce(bundle, artifacts[0], sink, jobs, progress)
+        if len(outputs) == 1:
+            produce(bundle, outputs[0], sink, jobs, progress)
             return
-        for artifact in artifacts:
-            sink.write([memoryview(_tar_header(artifact))])
-            produce(bundle, artifact, sink, jobs, progress)
-            sink.write([Zeros(-artifact.image.size % 512)])
+        for output in outputs:
+            sink.write([memoryview(_tar_header(output))])
+            produce(bundle, output, sink, jobs, progress)
+            sink.write([Zeros(-output.form.size % 512)])
         sink.write([Zeros(1024)])
     except BrokenPipeError:
         raise RehydratorError("standard output was closed by its reader before the end") from None
@@ -227,11 +257,11 @@ def explain_os_error(error: OSError, target: Path) -> RehydratorError:
     return RehydratorError(f"{error.filename or target}: {error.strerror}")
 
 
-def _tar_header(artifact: Artifact) -> bytes:
+def _tar_header(output: Output) -> bytes:
     import tarfile
 
-    member = tarfile.TarInfo(artifact.image.name)
-    member.size, member.mtime, member.mode = artifact.image.size, artifact.mtime, artifact.mode
+    member = tarfile.TarInfo(output.form.name)
+    member.size, member.mtime, member.mode = output.form.size, output.artifact.mtime, output.artifact.mode
     return member.tobuf(tarfile.PAX_FORMAT)
 
 
@@ -290,16 +320,16 @@ def _writer(sink: Sink | None) -> Iterator[Callable[[list[Piece]], None]]:
         pool.shutdown(wait=patient, cancel_futures=not patient)
 
 
-def _is_done(target: Path, artifact: Artifact) -> bool:
-    if target.is_symlink() or not target.is_file() or target.stat().st_size != artifact.image.size:
+def _is_done(target: Path, form: Form) -> bool:
+    if target.is_symlink() or not target.is_file() or target.stat().st_size != form.size:
         return False
     with target.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == artifact.image.sha256
+        return hashlib.file_digest(file, "sha256").hexdigest() == form.sha256
 
 
-def _check_space(directory: Path, artifact: Artifact, options: Options) -> None:
-    sparse = artifact.sparse if options.sparse is None else options.sparse
-    needed = artifact.image.data if sparse else artifact.image.size
+def _check_space(directory: Path, output: Output, options: Options) -> None:
+    sparse = output.sparse if options.sparse is None else options.sparse
+    needed = output.form.data if sparse else output.form.size
     try:
         status = os.statvfs(directory)
     except OSError as error:
@@ -307,7 +337,7 @@ def _check_space(directory: Path, artifact: Artifact, options: Options) -> None:
     free = status.f_bavail * status.f_frsize
     if free < needed:
         raise LimitExceeded(
-            f"{directory}: {artifact.image.name} needs {needed} bytes and {free} are free; "
+            f"{directory}: {output.form.name} needs {needed} bytes and {free} are free; "
             "free some space, or choose another DEST"
         )
 

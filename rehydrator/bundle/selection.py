@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rehydrator.bundle.manifest import Output
 from rehydrator.core.errors import NotInBundle, UsageError
 from rehydrator.metadata.names import image_format
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from rehydrator.bundle.manifest import Artifact
 
 DISK = "disk"
+IMAGE, PUBLISHED = "image", "published"
 
 # `--disk metal` alone is the 512-byte raw disk, whatever else the platform publishes.
 _PREFERRED_FORMATS = ("raw",)
@@ -33,15 +35,12 @@ class Selection:
         if arch and arch not in self._arches():
             raise NotInBundle(f"no architecture {arch!r} in this bundle; it has {_listed(self._arches())}")
 
-    def resolve(
-        self, disks: Sequence[str], files: Sequence[str], every: bool, live: Sequence[str] = ()
-    ) -> list[Artifact]:
+    def resolve(self, disks: Sequence[str], every: bool, live: Sequence[str] = ()) -> list[Artifact]:
         """The named artifacts, in the order of the request, each once; `live` are the format
         keys "iso" and "pxe"."""
         chosen = [each for platform in disks for each in self._disk(platform, alone=len(disks) == 1)]
         for key in live:
             chosen += self._live(key)
-        chosen += [self._file(name) for name in files]
         if every:
             chosen += [each for each in self._artifacts if not self._arch or each.arch == self._arch]
         return list({id(artifact): artifact for artifact in chosen}.values())
@@ -103,20 +102,26 @@ class Selection:
             raise NotInBundle(f"no {platform} disk of format {named}; it has {_formats_of(here)}")
         return wanted or list(here)
 
-    def _file(self, name: str) -> Artifact:
-        named = [each for each in self._artifacts if each.image.name == name]
-        named += [
+    def named(self, name: str, form: str) -> list[Output]:
+        """The file of that name; with `form`, that form of the artifact that it belongs to."""
+        here = self._named_here(name)
+        if len(here) > 1:
+            arches = _listed({each.artifact.arch for each in here})
+            raise UsageError(f"{name}: name an architecture with --arch; {arches}")
+        [found] = here
+        return _outputs(found.artifact, form) if form else here
+
+    def _named_here(self, name: str) -> list[Output]:
+        every = [Output(each, form) for each in self._artifacts for form in each.forms()]
+        here = [
             each
-            for each in self._artifacts
-            if each.published and each.published.name == name and each.published.space is not None
+            for each in every
+            if each.form.name == name and (not self._arch or each.artifact.arch == self._arch)
         ]
-        here = [each for each in named if not self._arch or each.arch == self._arch]
-        if len(here) == 1:
-            return here[0]
-        if here:
-            raise UsageError(f"{name}: name an architecture with --arch; {_listed({a.arch for a in here})}")
-        known = _listed(each.image.name for each in self._artifacts)
-        raise NotInBundle(f"no file {name!r} in this bundle; it has {known}")
+        if not here:
+            known = _listed(each.form.name for each in every if each.form.space is not None)
+            raise NotInBundle(f"no file {name!r} in this bundle; it has {known}")
+        return here
 
     def _arches(self) -> set[str]:
         return {each.arch for each in self._artifacts}
@@ -153,8 +158,10 @@ def select(
     arch: str | None,
     formats: Sequence[str],
     host_arch: Callable[[], str],
-) -> list[Artifact]:
-    """The artifacts that a request names, in its order, each once.
+    form: str = "",
+) -> list[Output]:
+    """The outputs that a request names, in its order, each once; `form` is "image", "published",
+    or "" for images and what names name.
 
     Raises:
         NotInBundle: an unknown platform, architecture, format or file; lists what exists.
@@ -162,4 +169,18 @@ def select(
     """
     selection = Selection(artifacts, arch, formats, host_arch)
     live = [key for key, asked in (("iso", iso), ("pxe", pxe)) if asked]
-    return selection.resolve(disks, names, every, live)
+    chosen = [
+        output
+        for artifact in selection.resolve(disks, every, live)
+        for output in _outputs(artifact, form or IMAGE)
+    ]
+    chosen += [output for name in names for output in selection.named(name, form)]
+    return list({(id(output.artifact), output.form.name): output for output in chosen}.values())
+
+
+def _outputs(artifact: Artifact, form: str) -> list[Output]:
+    """The image, or the file as published and its signature."""
+    if form == IMAGE:
+        return [Output(artifact, artifact.image)]
+    beside = [artifact.signature] if artifact.signature else []
+    return [Output(artifact, each) for each in (artifact.as_published, *beside)]

@@ -11,22 +11,25 @@ from xxhash import xxh3_64_intdigest
 
 from rehydrator.bundle.manifest import KnownAnswer
 from rehydrator.bundle.packing import Ledger, PackWriter
+from rehydrator.bundle.reader import known_answer
 from rehydrator.bundle.residue import Residue
 from rehydrator.bundle.survey import PAGE, nonzero_pages
 from rehydrator.codecs import codec
-from rehydrator.core.digest import sha256_hex
-from rehydrator.core.ops import Copy, Encode, Offsets, Rules, is_zeros, zeros
+from rehydrator.core.ops import Copy, Encode, Offsets, Rules, Stream, is_zeros, zeros
 from rehydrator.core.reader import WindowReader
 from rehydrator.delta import PageIndex
-from rehydrator.formats.explanation import FILE, GUEST, SIZES, append
+from rehydrator.formats.explanation import FILE, GUEST, LAYER, SIZES, append
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
+    from rehydrator.bundle.recovery import Recovered
     from rehydrator.bundle.survey import Survey
-    from rehydrator.core.ops import Op
+    from rehydrator.codecs import Params
+    from rehydrator.codecs.streams import Filter
+    from rehydrator.core.ops import Op, StreamRule
     from rehydrator.core.reader import Reader, SparseReader
     from rehydrator.formats.explanation import Explanation
 
@@ -38,6 +41,8 @@ _ROLLING = 64 << 10
 _WORTH_INDEXING = 1 << 20  # bytes that an artifact had to store, for later ones to find them
 _MAX_REPEATED = 64 << 20
 _SAMPLE_PAGES = 4
+_STREAM_SAMPLE = 256 << 10  # a known answer for a stream's encoder
+_PLACES = 64
 
 # Frames that are compressed or wait for it: at level 19 one takes 90 MiB and its 16 MiB
 # of plain bytes. Measured: the os release with --jobs 64 takes 1,936 MiB.
@@ -46,23 +51,50 @@ _MAX_AHEAD = 15
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A stored file: the space that gives it back, and how, for `info`."""
+    """A stored file: the spaces that give its forms back, and how, for `info`."""
 
     space: int
     how: dict[str, Any]
+    published: int | None = None
+    signature: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What else is published with an image: the compressed file around it with what was found of
+    it, and the bytes of a detached signature."""
+
+    file: SparseReader | None = None
+    recovered: Recovered | None = None
+    plain: Reader | None = None
+    signature: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Real bytes for a known answer: where they are, and the bytes."""
+
+    space: int
+    offset: int
+    plain: bytes
 
 
 class Storage:
     """What a build has stored so far."""
 
-    def __init__(self, root: Path, level: int, frame_size: int, jobs: int, pool: Executor) -> None:
+    def __init__(
+        self, root: Path, level: int, frame_size: int, jobs: int, pool: Executor, run: Filter | None = None
+    ) -> None:
         self._root, self._level, self._frame_size = root, level, frame_size
         self._pool, self._ahead = pool, min(2 * jobs, _MAX_AHEAD)
         self.ledger = Ledger()
         self.groups: list[list[str]] = []
         self._index = PageIndex()
         self._spaces: dict[int, Reader] = {}
-        self._sample: tuple[int, int, bytes] | None = None
+        self._sample: _Sample | None = None
+        self._run = run
+        self._stream_samples: dict[tuple[str, Params], _Sample] = {}
+        self._made: dict[bytes, Stream] = {}
 
     def canonical(self, guest: SparseReader, found: Survey, advance: Callable[[int], object]) -> int:
         """Store a disk whole; the number of its space."""
@@ -79,17 +111,23 @@ class Storage:
         return space
 
     def explained(
-        self, file: SparseReader, explanation: Explanation, canonical: int, *, is_canonical: bool
+        self,
+        file: SparseReader,
+        explanation: Explanation,
+        canonical: int,
+        beside: Beside,
+        *,
+        is_canonical: bool,
     ) -> Stored:
         """Store a file that a format module explained, whose disk is like space `canonical`."""
         writer = self._writer()
         try:
             space, how = self._store_explained(file, explanation, canonical, is_canonical, writer)
-            return Stored(space, {**how, "cost": self._finish_group(writer)})
+            return self._stored(space, how, beside, writer)
         finally:
             writer.close()
 
-    def unexplained(self, file: SparseReader, tried: list[dict[str, str]]) -> Stored:
+    def unexplained(self, file: SparseReader, tried: list[dict[str, str]], beside: Beside) -> Stored:
         """Store a file by matches with what is stored already, or whole."""
         writer = self._writer()
         try:
@@ -98,34 +136,69 @@ class Storage:
             if counts["stored"] == file.size:
                 tried = [*tried, {"rung": "delta", "why": "nothing of it is stored already"}]
             space = writer.add_recipe(self._residue(writer).settle(ops, file, UNMATCHED))
-            cost = self._finish_group(writer)
+            rung = "whole" if counts["stored"] == file.size else "delta"
+            how = {"rung": rung, "format": "", "facts": {}, "tried": tried, "encoders": {}, "bytes": counts}
+            stored = self._stored(space, how, beside, writer)
         finally:
             writer.close()
         if counts["stored"] > _WORTH_INDEXING:
             self._remember(space, file)
-        rung = "whole" if counts["stored"] == file.size else "delta"
-        how = {"rung": rung, "format": "", "facts": {}, "tried": tried, "encoders": {}, "bytes": counts}
-        return Stored(space, {**how, "cost": cost})
+        return stored
+
+    def _stored(self, space: int, how: dict[str, Any], beside: Beside, writer: PackWriter) -> Stored:
+        """Store what is published with an image, and close its group."""
+        published = signature = None
+        if beside.recovered is not None:
+            published = self._store_published(beside, space, writer)
+            how = {**how, "published": _published(beside.recovered)}
+        if beside.signature:
+            [(at_space, at, length)] = writer.append(beside.signature)
+            signature = writer.add_recipe([Copy(length, at_space, at)])
+        return Stored(space, {**how, "cost": self._finish_group(writer)}, published, signature)
+
+    def _store_published(self, beside: Beside, image: int, writer: PackWriter) -> int:
+        """The space of a compressed file around the image in space `image`."""
+        recovered, file, plain = beside.recovered, beside.file, beside.plain
+        assert recovered is not None
+        assert file is not None
+        assert plain is not None
+        ops: list[Op] = []
+        for number, op in enumerate(recovered.ops):
+            if isinstance(op, Stream):
+                ops.append(self._stream(op, recovered, number, image, plain))
+            else:
+                append(ops, replace(op, space=UNMATCHED) if isinstance(op, Copy) else op)
+        return writer.add_recipe(self._residue(writer).settle(ops, file, UNMATCHED))
+
+    def _stream(self, op: Stream, recovered: Recovered, number: int, image: int, plain: Reader) -> Stream:
+        """The op with the number of its rule. One that makes what another made is that one, and
+        is encoded once: siblings share most of their blocks."""
+        digest = recovered.digests[number]
+        if digest not in self._made:
+            rule = replace(recovered.streams[op.rule], input=image)
+            self._made[digest] = replace(op, rule=self._stream_rule(rule, op, plain))
+        return self._made[digest]
+
+    def _stream_rule(self, rule: StreamRule, op: Stream, plain: Reader) -> int:
+        encoder = (rule.codec, rule.params)
+        if encoder not in self._stream_samples:
+            at, sample = _sample_of(plain, op)
+            self._stream_samples[encoder] = _Sample(rule.input, at, sample)
+        return self.ledger.stream_rule(rule)
 
     def known_answers(self) -> tuple[KnownAnswer, ...]:
         """A known answer for every encoder that the recipes use."""
         used = sorted({(rule.codec, rule.params) for rule in self.ledger.encodes})
-        if not used:
-            return ()
-        assert self._sample is not None
-        space, at, plain = self._sample
-        return tuple(
-            KnownAnswer(
-                name,
-                params,
-                codec(name).version(),
-                space,
-                at,
-                len(plain),
-                sha256_hex(codec(name).encode(plain, dict(params))),
-            )
-            for name, params in used
-        )
+        streamed = sorted({(rule.codec, rule.params) for rule in self.ledger.streams})
+        assert self._sample is not None or not used
+        answers = [self._known_answer(each, self._sample) for each in used if self._sample]
+        answers += [self._known_answer(each, self._stream_samples[each]) for each in streamed]
+        return tuple(answers)
+
+    def _known_answer(self, encoder: tuple[str, Params], sample: _Sample) -> KnownAnswer:
+        name, params = encoder
+        digest, library = known_answer(name, dict(params), sample.plain, self._run)
+        return KnownAnswer(name, params, library, sample.space, sample.offset, len(sample.plain), digest)
 
     def _writer(self) -> PackWriter:
         return PackWriter(self._root, self.ledger, self._level, self._pool, self._ahead, self._frame_size)
@@ -171,7 +244,7 @@ class Storage:
         count = len(pages)
         picked = [pages[count * n // _SAMPLE_PAGES] for n in range(min(count, _SAMPLE_PAGES))]
         plain = b"".join(guest.pread(page * PAGE, min(PAGE, guest.size - page * PAGE)) for page in picked)
-        self._sample = (*writer.append_frame(plain), plain)
+        self._sample = _Sample(*writer.append_frame(plain), plain)
 
     def _store_explained(
         self,
@@ -187,8 +260,7 @@ class Storage:
         guest, stored = canonical, 0
         if not is_canonical:
             guest, stored = self._store_guest(explanation.guest, canonical, writer, residue)
-        sizes = self._store_sizes(explanation, writer)
-        ops = list(self._place(explanation, file, {GUEST: guest, SIZES: sizes}))
+        ops = self._explained_ops(file, explanation, guest, writer)
         counts = _counts(ops)
         settled = residue.settle(ops, file, UNMATCHED)
         space = guest if settled == [Copy(file.size, guest, 0)] else writer.add_recipe(settled)
@@ -203,6 +275,18 @@ class Storage:
             "encoders": {rule.codec: codec(rule.codec).version() for rule in explanation.rules.encodes},
             "bytes": counts,
         }
+
+    def _explained_ops(
+        self, file: SparseReader, explanation: Explanation, guest: int, writer: PackWriter
+    ) -> list[Op]:
+        """An explanation's ops over real spaces, those of its layers stored first."""
+        spaces = {GUEST: guest, SIZES: self._store_sizes(explanation, writer)}
+        for number, layer in enumerate(explanation.layers):
+            ops = self._explained_ops(layer.file, layer.explanation, guest, writer)
+            spaces[LAYER + number] = writer.add_recipe(
+                self._residue(writer).settle(ops, layer.file, UNMATCHED)
+            )
+        return list(self._place(explanation, file, spaces))
 
     def _store_guest(
         self, guest: SparseReader, canonical: int, writer: PackWriter, residue: Residue
@@ -228,7 +312,8 @@ class Storage:
     def _place(self, explanation: Explanation, file: SparseReader, spaces: dict[int, int]) -> Iterator[Op]:
         """The explanation's ops with real numbers, its FILE spans matched against everything."""
         # A disk of zeros alone has no units: nothing names its rules, and no table is stored.
-        base = self._add_rules(explanation.rules if explanation.sizes else Rules(), spaces)
+        rules = explanation.rules
+        base = self._add_rules(rules if explanation.sizes else Rules(), spaces)
         for op in explanation.ops:
             if isinstance(op, Copy) and op.space == FILE:
                 yield from self._match_span(file, op)
@@ -238,6 +323,10 @@ class Storage:
                 yield replace(op, rule=op.rule + base[0])
             elif isinstance(op, Encode):
                 yield replace(op, rule=op.rule + base[1])
+            elif isinstance(op, Stream):
+                layer = explanation.layers[rules.streams[op.rule].input - LAYER]
+                rule = replace(rules.streams[op.rule], input=spaces[rules.streams[op.rule].input])
+                yield replace(op, rule=self._stream_rule(rule, op, layer.file))
             else:
                 yield op
 
@@ -276,6 +365,25 @@ class Storage:
         self._index.add(space, reader)
 
 
+def _published(recovered: Recovered) -> dict[str, Any]:
+    """What `info` shows of a compressed file."""
+    return {
+        "encoders": dict(recovered.encoders),
+        "bytes": {"encoded": recovered.reproduced, "kept": recovered.kept},
+    }
+
+
+def _sample_of(plain: Reader, op: Stream) -> tuple[int, bytes]:
+    """Where a stream's first bytes are that are not zero throughout, and those bytes."""
+    size = min(_STREAM_SAMPLE, op.plain)
+    tried = range(op.offset, op.offset + op.plain - size + 1, max(size, (op.plain - size) // _PLACES or 1))
+    for at in tried:
+        sample = plain.pread(at, size)
+        if any(sample):
+            return at, sample
+    return op.offset, plain.pread(op.offset, size)
+
+
 def _split_zeros(data: bytes, offset: int) -> Iterator[Op]:
     """Unmatched bytes with their longer runs of zeros taken out."""
     at = 0
@@ -308,4 +416,4 @@ def _origin(op: Op) -> str:
         return "stored" if op.space == UNMATCHED else "copied"
     if is_zeros(op):
         return "zeros"
-    return "encoded" if isinstance(op, Encode) else "tables"
+    return "encoded" if isinstance(op, Encode | Stream) else "tables"

@@ -18,6 +18,7 @@ from rehydrator.cli.common import (
     host_arch,
     human,
     json_option,
+    run_filter,
     table,
     tmpdir_option,
     work_directory,
@@ -93,6 +94,14 @@ class _FileOrNone(click.Path):
     metavar="FILE",
     help="Store this file's disk whole. Default: of each group of siblings, the one with most data.",
 )
+@click.option(
+    "--keep-published",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Compressed files that no encoder here gives back: keep their bytes too (always), only the "
+    "image inside (never: looks for no encoder), or keep them where few bytes are missing.",
+)
 @click.option("--level", type=click.IntRange(1, 19), default=19, show_default=True, help="zstd level.")
 @click.option(
     "--max-image-size",
@@ -126,9 +135,9 @@ def command(
     """Pack the disk images in RELEASE_DIR into one bundle, prove it, and write it to -o.
 
     RELEASE_DIR is what `rehydrator variants` and `rehydrator stream mirror` make: files as
-    published, and stream.json. Around an image .xz, .gz, .zst and .zip are taken off; .tar.gz,
-    .ova and .ociarchive are images themselves. Detached signatures (FILE.sig) and unfinished
-    downloads (.part) are left out.
+    published, detached signatures (FILE.sig) and stream.json. Around an image .xz, .gz, .zst,
+    .bz2 and .zip are taken off, and the encoder that gives them back is looked for; .tar.gz,
+    .ova and .ociarchive are images themselves. Unfinished downloads (.part) are left out.
 
     Every image is regenerated from the finished bundle in a fresh process and compared with
     its digest before anything is published.
@@ -157,6 +166,7 @@ def command(
             target=beside,
             stream_json=stream_json if isinstance(stream_json, Path) else None,
             ignore_stream_json=stream_json == "none",
+            run=run_filter,
             **rest,
         )
         reporter = _Reporter()

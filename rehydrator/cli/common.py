@@ -21,7 +21,7 @@ from rehydrator.core.errors import UsageError
 from rehydrator.host import uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rehydrator.bundle.reader import Bundle
     from rehydrator.oci.reference import Reference
@@ -81,18 +81,26 @@ def opened(
     from rehydrator.oci.reference import open_bundle
 
     with open_bundle(reference_of(option, argument), scratch(tmpdir)) as files:
-        yield trusted(files, key)
+        yield trusted(files, key, scratch(tmpdir))
 
 
-def trusted(files: Files, key: Path | None) -> Bundle:
-    """The bundle in `files`; nothing of it is parsed before a signature fits `key`."""
+def trusted(files: Files, key: Path | None, spools: Path) -> Bundle:
+    """The bundle in `files`; nothing of it is parsed before a signature fits `key`. What its
+    encoders make is kept in `spools`."""
     from rehydrator.bundle.reader import Bundle, read_signatures, read_signed
 
     if key:
         from rehydrator.oci.signature import load_public_key, verify
 
         verify(read_signed(files), read_signatures(files).values(), load_public_key(key))
-    return Bundle(files)
+    return Bundle(files, run=run_filter, spools=spools)
+
+
+def run_filter(argv: Sequence[str], pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """What a program makes of some bytes; its door is opened when it is needed."""
+    from rehydrator.host import filters
+
+    return filters.run_filter(argv, pieces)
 
 
 def scratch(tmpdir: Path | None) -> Path:

@@ -52,7 +52,9 @@ def command(
 
     with opened(bundle_reference, reference, key, tmpdir) as bundle:
         asked = any(wanted[name] for name in ("disks", "names", "iso", "pxe"))
-        artifacts = select(bundle.manifest.artifacts(), **{**wanted, "every": not asked}, host_arch=host_arch)
+        known = bundle.manifest.artifacts()
+        outputs = select(known, **{**wanted, "every": not asked}, host_arch=host_arch)
+        artifacts = list({id(each.artifact): each.artifact for each in outputs}.values())
         whole = summary(bundle)
     if as_json:
         shown = [{**listed(each), "how": each.how} for each in artifacts]

@@ -15,6 +15,7 @@ from rehydrator.cli.common import (
     Progress,
     bundle_option,
     host_arch,
+    human,
     jobs_option,
     json_option,
     key_option,
@@ -25,9 +26,14 @@ from rehydrator.cli.common import (
 from rehydrator.core.errors import DigestMismatch, RehydratorError, UsageError, worst_exit_code
 
 if TYPE_CHECKING:
-    from rehydrator.bundle.manifest import Artifact
+    from collections.abc import Sequence
+
+    from rehydrator.bundle.manifest import Output
     from rehydrator.bundle.reader import Bundle
     from rehydrator.bundle.rehydrate import Options
+
+# Encoders that take less are nobody's concern.
+_WORTH_SAYING = 256 << 20
 
 
 @click.command("rehydrate", short_help="Give images back.")
@@ -36,6 +42,12 @@ if TYPE_CHECKING:
 @key_option
 @tmpdir_option
 @selection_options
+@click.option(
+    "--form",
+    type=click.Choice(["image", "published"]),
+    default=None,
+    help="As an image (default), or byte for byte as published, compression and signature included.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace existing files that are something else.")
 @click.option("--sparse/--no-sparse", default=None, help="Holes for zeros. Default: as the original was.")
 @jobs_option
@@ -45,6 +57,7 @@ def command(
     bundle_reference: str | None,
     key: Path | None,
     tmpdir: Path | None,
+    form: str | None,
     overwrite: bool,
     sparse: bool | None,
     jobs: int,
@@ -54,7 +67,7 @@ def command(
     """Write images into the directory DEST, or to standard output (-).
 
     A file in DEST gets its name when its digest was verified, not before. Several images on
-    standard output are a tar archive.
+    standard output are a tar archive. Signatures go into DEST beside the published form.
     """
     from rehydrator import host
     from rehydrator.bundle.rehydrate import Options
@@ -70,11 +83,17 @@ def command(
         raise UsageError("standard output is a terminal; redirect it to a file or a pipe")
     host.one_arena()
     with opened(bundle_reference, None, key, tmpdir) as bundle:
-        artifacts = select(bundle.manifest.artifacts(), **wanted, host_arch=host_arch)
+        known = bundle.manifest.artifacts()
+        outputs = select(known, **wanted, host_arch=host_arch, form=form or "")
         if dest == "-":
-            return _to_pipe(bundle, artifacts, jobs)
+            return _to_pipe(bundle, without_signatures(outputs, wanted["names"]), jobs)
         directory = make_directory(Path(dest))
-        return _to_directory(bundle, artifacts, directory, Options(jobs, overwrite, sparse), as_json)
+        return _to_directory(bundle, outputs, directory, Options(jobs, overwrite, sparse), as_json)
+
+
+def without_signatures(outputs: list[Output], names: Sequence[str]) -> list[Output]:
+    """A pipe is for one file, so it gets the signatures alone that were named."""
+    return [each for each in outputs if each.form is not each.artifact.signature or each.form.name in names]
 
 
 def make_directory(directory: Path) -> Path:
@@ -88,12 +107,26 @@ def make_directory(directory: Path) -> Path:
     return directory
 
 
-def _to_pipe(bundle: Bundle, artifacts: list[Artifact], jobs: int) -> int:
+def _announce(bundle: Bundle, outputs: Sequence[Output], jobs: int) -> None:
+    """Say what encoders will take before they take it."""
+    from rehydrator.bundle.rehydrate import encoding
+
+    needed = encoding(bundle, outputs, jobs)
+    if needed.memory >= _WORTH_SAYING:
+        names = ", ".join(needed.names)
+        total = needed.at_once * needed.memory
+        click.echo(
+            f"encoding by {names}: {needed.at_once} at a time, up to {human(total)} of memory", err=True
+        )
+
+
+def _to_pipe(bundle: Bundle, outputs: list[Output], jobs: int) -> int:
     from rehydrator.bundle.rehydrate import to_pipe
 
-    progress = Progress("rehydrating", sum(each.image.size for each in artifacts))
+    _announce(bundle, outputs, jobs)
+    progress = Progress("rehydrating", sum(each.form.size for each in outputs))
     try:
-        to_pipe(bundle, artifacts, sys.stdout.fileno(), jobs, progress.advance)
+        to_pipe(bundle, outputs, sys.stdout.fileno(), jobs, progress.advance)
     except DigestMismatch as error:
         raise DigestMismatch(f"{error}. The output is BAD: throw it away") from None
     finally:
@@ -102,33 +135,35 @@ def _to_pipe(bundle: Bundle, artifacts: list[Artifact], jobs: int) -> int:
 
 
 def _to_directory(
-    bundle: Bundle, artifacts: list[Artifact], directory: Path, options: Options, as_json: bool
+    bundle: Bundle, outputs: list[Output], directory: Path, options: Options, as_json: bool
 ) -> int:
     codes, report = [], []
-    for artifact in artifacts:
-        outcome = _one(bundle, artifact, directory, options)
+    _announce(bundle, outputs, options.jobs)
+    for output in outputs:
+        outcome = _one(bundle, output, directory, options)
         codes.append(outcome["exit_code"])
         report.append(outcome)
         if not as_json:
-            _tell(outcome, artifact)
+            _tell(outcome)
     if as_json:
         click.echo(json.dumps(report, indent=2))
     return worst_exit_code(codes)
 
 
-def _one(bundle: Bundle, artifact: Artifact, directory: Path, options: Options) -> dict[str, Any]:
+def _one(bundle: Bundle, output: Output, directory: Path, options: Options) -> dict[str, Any]:
     from rehydrator.bundle.rehydrate import to_directory
 
     started = time.monotonic()
-    progress = Progress(artifact.image.name, artifact.image.size)
+    form = output.form
+    progress = Progress(form.name, form.size)
     outcome: dict[str, Any] = {
-        "file": artifact.image.name,
-        "size": artifact.image.size,
-        "sha256": artifact.image.sha256,
+        "file": form.name,
+        "size": form.size,
+        "sha256": form.sha256,
         "exit_code": 0,
     }
     try:
-        written = to_directory(bundle, artifact, directory, options, progress.advance)
+        written = to_directory(bundle, output, directory, options, progress.advance)
         outcome["status"] = "written" if written else "present"
     except RehydratorError as error:
         outcome |= {"status": "failed", "error": str(error), "exit_code": error.exit_code}
@@ -140,9 +175,9 @@ def _one(bundle: Bundle, artifact: Artifact, directory: Path, options: Options) 
     return outcome
 
 
-def _tell(outcome: dict[str, Any], artifact: Artifact) -> None:
+def _tell(outcome: dict[str, Any]) -> None:
     if outcome["status"] != "failed":
-        name = printable(artifact.image.name)
+        name = printable(outcome["file"])
         click.echo(f"{name}: {outcome['status']}, sha256 verified", err=True)
         return
     click.echo(f"rehydrator: {printable(outcome['error'])}", err=True)

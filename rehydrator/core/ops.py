@@ -10,6 +10,7 @@ space too: a literal is a `Copy` from it (docs/decisions/002-five-ops.md).
     Offsets   positions derived from the sums of a size table: grain tables, compressed L2
     Encode    units of a space through a deterministic encoder, in a row, each one framed
     Decode    the decoded bytes of something stored encoded
+    Stream    what an encoder makes of a long run of bytes: `.xz` blocks, gzip members
 
 Nothing here knows a disk format. bundle/FORMAT.md is the normative text.
 """
@@ -89,7 +90,20 @@ class Decode:
     prefix_length: int = 0
 
 
-Op = Copy | Series | Offsets | Encode | Decode
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Encoded bytes that can only be made from their beginning, by stream rule `rule`: the
+    rule's encoder turns the `plain` bytes of its input space from `offset` into exactly
+    `length` bytes.
+    """
+
+    length: int
+    rule: int
+    offset: int
+    plain: int
+
+
+Op = Copy | Series | Offsets | Encode | Decode | Stream
 
 
 def zeros(length: int) -> Series:
@@ -188,6 +202,15 @@ class DecodeRule:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamRule:
+    """The stream encoder `codec` with `params`, over bytes of space `input`."""
+
+    codec: str
+    params: tuple[tuple[str, int], ...]
+    input: int
+
+
+@dataclass(frozen=True, slots=True)
 class Rules:
     """Everything that ops refer to by number."""
 
@@ -195,3 +218,4 @@ class Rules:
     offsets: tuple[OffsetRule, ...] = ()
     encodes: tuple[EncodeRule, ...] = ()
     decodes: tuple[DecodeRule, ...] = ()
+    streams: tuple[StreamRule, ...] = ()

@@ -18,12 +18,24 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from rehydrator.core.errors import HostileInput
-from rehydrator.core.ops import MAX_OPS_PER_CHUNK, Copy, Decode, Encode, Endian, Offsets, Op, Series
+from rehydrator.core.ops import (
+    MAX_OPS_PER_CHUNK,
+    Copy,
+    Decode,
+    Encode,
+    Endian,
+    Offsets,
+    Op,
+    Series,
+    Stream,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COPY, SERIES, OFFSETS, ENCODE, DECODE = 1, 2, 3, 4, 5
+COPY, SERIES, OFFSETS, ENCODE, DECODE, STREAM = 1, 2, 3, 4, 5, 6
+
+_SHORT = (COPY, SERIES, OFFSETS, STREAM)  # of at most two operands behind the first
 
 _COLUMNS = 7
 _WIDTHS = (0, 1, 2, 4, 8)
@@ -87,13 +99,16 @@ def _row(op: Op, ends: dict[tuple[int, int], int]) -> tuple[int, ...]:
         case Decode(length, rule, offset, stored, prefix_offset, prefix_length):
             delta = _delta(ends, (DECODE, rule), offset, stored)
             return DECODE, length, rule, delta, stored, prefix_offset, prefix_length
+        case Stream(length, rule, offset, plain):
+            delta = _delta(ends, (STREAM, rule), offset, plain)
+            return STREAM, length, rule, delta, plain, 0, 0
 
 
 def _op(row: tuple[int, ...], ends: dict[tuple[int, int], int]) -> Op:
     kind, length, where, a, b, c, d = row
     if not length:
         raise HostileInput("recipe chunk: an op of no bytes")
-    if (kind <= OFFSETS and (c or d)) or (kind == COPY and b) or (kind == ENCODE and d):
+    if (kind in _SHORT and (c or d)) or (kind == COPY and b) or (kind == ENCODE and d):
         raise HostileInput(f"recipe chunk: an operand that op {kind} does not have")
     if kind == COPY:
         return Copy(length, where, _undelta(ends, (COPY, where), a, length))
@@ -108,6 +123,8 @@ def _op(row: tuple[int, ...], ends: dict[tuple[int, int], int]) -> Op:
         return Encode(length, where, _undelta(ends, (ENCODE, where), a, 0), b, c)
     if kind == DECODE:
         return Decode(length, where, _undelta(ends, (DECODE, where), a, b), b, c, d)
+    if kind == STREAM:
+        return Stream(length, where, _undelta(ends, (STREAM, where), a, b), b)
     raise HostileInput(f"recipe chunk: unknown op {kind}")
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from rehydrator.core.errors import HostileInput, Unexplained
+from rehydrator.core.ops import Rules
 from rehydrator.formats import qcow2, raw, tar, vhd, vhdx, vmdk
+from rehydrator.formats.explanation import MAX_LAYERS, Explanation, Layer, NoDiskError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rehydrator.core.reader import Reader
-    from rehydrator.formats.explanation import Each, Explanation
+    from rehydrator.formats.explanation import Each, Unpack
 
 
 class Format(NamedTuple):
@@ -39,18 +41,43 @@ def recognise(file: Reader) -> Format | None:
     return next((each for each in FORMATS if each.recognise(file)), None)
 
 
-def explain(file: Reader, each: Each = map) -> Explanation:
-    """The file explained.
+def explain(
+    file: Reader, each: Each = map, unpack: Unpack | None = None, depth: int = MAX_LAYERS
+) -> Explanation:
+    """The file explained; what is compressed in it is taken apart by `unpack`, `depth` levels deep.
 
     Raises:
         Unexplained: no format recognises it, or the one that does declines it; says why.
     """
     found = recognise(file)
-    if found is None:
-        raise Unexplained("no known disk format")
     try:
+        if found is None:
+            return _explain_packed(file, each, unpack, depth)
+        if found.explain is tar.explain:
+            inside = _inside(each, unpack, depth)
+            return tar.explain(file, each, inside)
         return found.explain(file, each)
     except Unexplained as error:
-        raise Unexplained(f"{found.name}: {error}") from None
+        raise Unexplained(f"{found.name}: {error}" if found else str(error)) from None
     except HostileInput as error:
-        raise Unexplained(f"{found.name}: malformed: {error}") from None
+        raise Unexplained(f"{found.name if found else 'compressed'}: malformed: {error}") from None
+
+
+def _inside(each: Each, unpack: Unpack | None, depth: int) -> Callable[[Reader], Explanation]:
+    """What a tar does with members that it does not know itself."""
+    return lambda member: _explain_packed(member, each, unpack, depth)
+
+
+def _explain_packed(file: Reader, each: Each, unpack: Unpack | None, depth: int) -> Explanation:
+    unpacked = unpack(file) if unpack and depth else None
+    if unpacked is None:
+        raise NoDiskError("no known disk format")
+    inner = explain(unpacked.plain, each, unpack, depth - 1)
+    return Explanation(
+        f"{unpacked.container}+{inner.format}",
+        inner.guest,
+        unpacked.ops,
+        Rules(streams=unpacked.streams),
+        facts={**inner.facts, **unpacked.encoders},
+        layers=(Layer(unpacked.plain, inner),),
+    )

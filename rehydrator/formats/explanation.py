@@ -6,6 +6,7 @@ that the file holds:
     GUEST   the guest disk, by guest addresses
     FILE    the file itself: `Copy(n, FILE, here)` marks bytes that no rule gives
     SIZES   the sizes of encoded units, a table of little-endian integers
+    LAYER   what a compressed part of the file holds, explained in turn; LAYER+1 the next one
 
 The ops cover the file exactly and in order. The builder gives the symbolic spaces their
 numbers, explains the FILE spans further (zeros, matches elsewhere, literals) and proves the
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from rehydrator.core.errors import HostileInput, Unexplained
-from rehydrator.core.ops import Copy, Op, Rules, is_zeros, zeros
+from rehydrator.core.ops import Copy, Op, Rules, StreamRule, is_zeros, zeros
 from rehydrator.core.reader import check_span, data_spans
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-GUEST, FILE, SIZES = 0, 1, 2
+GUEST, FILE, SIZES, LAYER = 0, 1, 2, 3
+
+# A compressed tar with a compressed layer in it is two; every level is unpacked for itself.
+MAX_LAYERS = 4
 
 
 class Each(Protocol):
@@ -76,6 +80,42 @@ class Explanation:
     rules: Rules = field(default_factory=Rules)
     sizes: bytes = b""
     facts: Mapping[str, str] = field(default_factory=dict)
+    layers: tuple[Layer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The plain bytes of a compressed part, and what is known of them."""
+
+    file: SparseReader
+    explanation: Explanation
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """A compressed file, taken apart: `ops` make it from FILE and, by `streams`, from `plain`,
+    which is LAYER there. `encoders` names what was found, for `info`."""
+
+    container: str
+    plain: SparseReader
+    ops: Sequence[Op]
+    streams: tuple[StreamRule, ...]
+    encoders: Mapping[str, str]
+
+
+class NoDiskError(Unexplained):
+    """The bytes are no disk of a known format."""
+
+
+class Unpack(Protocol):
+    """Takes compressed files apart: None where `file` is none of a known kind.
+
+    Raises:
+        Unexplained: it is one, and no encoder gives its bytes again.
+        HostileInput: it is damaged.
+    """
+
+    def __call__(self, file: Reader, /) -> Unpacked | None: ...
 
 
 class GuestReader:

@@ -12,6 +12,7 @@ the disk). A sparse member is a raw disk whose data extents lie packed, one afte
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,6 +29,7 @@ from rehydrator.formats.explanation import (
     Explanation,
     Extent,
     GuestReader,
+    NoDiskError,
     OpsBuilder,
     refuse_short,
     require,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 
 Records = dict[bytes, bytes]
+Inside = Callable[["Reader"], Explanation]
 
 # A release's tar has a handful of members; one with more is a file tree, not a disk.
 MAX_MEMBERS = 1 << 14
@@ -52,6 +55,11 @@ _MAX_DIGITS = 20
 
 # A tar around an OCI layer around an OVA is three; each level reads the headers below it once.
 MAX_DEPTH = 4
+
+
+def no_disk(member: Reader) -> Explanation:
+    """What is made of members that no format knows, unless somebody else can."""
+    raise NoDiskError
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,35 +90,32 @@ def recognise(file: Reader) -> bool:
     return file.size >= c.BLOCK and _is_header(file.pread(0, c.BLOCK))
 
 
-def explain(file: Reader, each: Each = map) -> Explanation:
+def explain(file: Reader, each: Each = map, packed: Inside = no_disk) -> Explanation:
     """The largest member that is a disk, or a tar with one, is the guest; all else stays FILE.
+    `packed` explains members of no known format: what is compressed.
 
     Raises:
         Unexplained: no member is a disk that can be explained, or the tar is malformed.
     """
-    return _explain(file, each, MAX_DEPTH)
+    return _explain(file, each, packed, MAX_DEPTH)
 
 
-def _explain(file: Reader, each: Each, depth: int) -> Explanation:
+def _explain(file: Reader, each: Each, packed: Inside, depth: int) -> Explanation:
     members = sorted(_members(file), key=lambda member: member.size, reverse=True)
     declined = []
     for member in members:
         try:
-            return _explain_member(file, member, each, depth)
-        except _NoDiskError:
+            return _explain_member(file, member, each, packed, depth)
+        except NoDiskError:
             continue
         except HostileInput as error:
             declined.append(str(error))
     if declined:
         raise Unexplained(declined[0])
-    raise _NoDiskError("no member is a disk")
+    raise NoDiskError("no member is a disk")
 
 
-class _NoDiskError(Unexplained):
-    """The member is no disk of a known format."""
-
-
-def _explain_member(file: Reader, member: Member, each: Each, depth: int) -> Explanation:
+def _explain_member(file: Reader, member: Member, each: Each, packed: Inside, depth: int) -> Explanation:
     if member.extents is not None:
         return _explain_sparse(file, member, member.extents)
     from rehydrator.formats import FORMATS  # late: that table has this module in it
@@ -118,14 +123,13 @@ def _explain_member(file: Reader, member: Member, each: Each, depth: int) -> Exp
     window = WindowReader(file, member.data, member.stored, "member")
     found = next((f for f in FORMATS if f.recognise(window)), None)
     if found is None:
-        require(not _is_gzip(window), f"the member at {member.data} is gzip, which cannot be taken apart yet")
-        raise _NoDiskError
-    if found.explain is explain:
+        inner = packed(window)
+    elif found.explain is explain:
         require(depth > 1, f"a tar in a tar, more than {MAX_DEPTH} deep")
-        inner = _explain(window, each, depth - 1)
+        inner = _explain(window, each, packed, depth - 1)
     else:
         inner = found.explain(window, each)
-    require(not _reads_file(inner.rules), f"{found.name}: its rules refer to the file itself")
+    require(not _reads_file(inner.rules), f"{inner.format}: its rules refer to the file itself")
     ops = OpsBuilder(file.size)
     here = member.data
     for op in inner.ops:
@@ -137,16 +141,11 @@ def _explain_member(file: Reader, member: Member, each: Each, depth: int) -> Exp
 def _explain_sparse(file: Reader, member: Member, extents: tuple[Extent, ...]) -> Explanation:
     guest = GuestReader(file, member.size, present(file, extents))
     if not raw.recognise(guest):
-        raise _NoDiskError
+        raise NoDiskError
     ops = OpsBuilder(file.size)
     for extent in extents:
         ops.add(extent.file, Copy(extent.length, GUEST, extent.guest))
     return Explanation("tar (sparse)+raw", guest, ops.finish(), facts={"extents": str(len(extents))})
-
-
-def _is_gzip(file: Reader) -> bool:
-    """RFC 1952, section 2.3.1: two magic bytes, and deflate."""
-    return file.size >= 3 and file.pread(0, 3) == b"\x1f\x8b\x08"
 
 
 def _moved(op: Op, by: int) -> Op:
@@ -159,6 +158,7 @@ def _reads_file(rules: Rules) -> bool:
     spaces = [table.space for table in rules.tables]
     spaces += [rule.input for rule in rules.encodes]
     spaces += [space for rule in rules.decodes for space in (rule.input, rule.prefix) if space is not None]
+    spaces += [rule.input for rule in rules.streams]
     return FILE in spaces
 
 

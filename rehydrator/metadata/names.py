@@ -14,7 +14,7 @@ from dataclasses import dataclass
 ARCHES = ("x86_64", "aarch64", "ppc64le", "s390x", "riscv64")
 
 # Compression around an image; `rehydrator.bundle.intake` can take off each of them.
-OUTER_SUFFIXES = (".xz", ".gz", ".zst", ".zip")
+OUTER_SUFFIXES = (".xz", ".gz", ".zst", ".bz2", ".zip")
 
 # The stream document in a release directory.
 STREAM_DOCUMENT = "stream.json"

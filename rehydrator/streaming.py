@@ -1,0 +1,190 @@
+"""Streams that are being encoded: each is made once, from its beginning, by a thread of its own,
+and spooled, so that whoever asks for bytes of it waits only until they are there.
+
+    read      bytes of a stream; starts it where nobody has
+    ahead     start streams before they are asked for, a bounded number at a time
+
+What was spooled stays until the spools together are above a limit: siblings in one release
+share most of their `.xz` blocks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+from rehydrator.core.errors import HostileInput, Interrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Iterator
+
+DEFAULT_SPOOLED = 4 << 30
+
+# A stream that nobody reads for so long does not exist; a reader looks up this often.
+_WAKE = 1.0
+
+
+class Spool(Protocol):
+    """Where a stream's bytes are kept."""
+
+    @property
+    def size(self) -> int: ...
+
+    def append(self, data: bytes) -> None: ...
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class MemorySpool:
+    """Bytes in memory, for streams that are known to be short."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    @property
+    def size(self) -> int:
+        return len(self._held)
+
+    def append(self, data: bytes) -> None:
+        self._held += data
+
+    def read(self, offset: int, length: int) -> bytes:
+        return bytes(self._held[offset : offset + length])
+
+    def close(self) -> None:
+        self._held.clear()
+
+
+class Stream:
+    """One stream: `length` bytes by `make`, which may give neither more nor fewer."""
+
+    def __init__(self, length: int, make: Callable[[], Iterator[bytes]], spool: Spool) -> None:
+        self.length, self._make, self._spool = length, make, spool
+        self._grown = threading.Condition()
+        self._error: BaseException | None = None
+        self._stopped = False
+        self.touched = False
+        self.done = False
+
+    def start(self) -> None:
+        """Begin to encode."""
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def stop(self) -> None:
+        """No more bytes are wanted."""
+        self._stopped = True
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of the stream, as soon as they are there; HostileInput and what encoders raise."""
+        self.touched = True
+        with self._grown:
+            while self._spool.size < offset + length and self._error is None:
+                self._grown.wait(_WAKE)
+        if self._error is not None:
+            raise self._error
+        return self._spool.read(offset, length)
+
+    def _run(self) -> None:
+        try:
+            self._encode()
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever reads
+            self._error = error
+        finally:
+            with self._grown:
+                self.done = True
+                self._grown.notify_all()
+
+    def _encode(self) -> None:
+        pieces = self._make()
+        try:
+            for piece in pieces:
+                if self._stopped:
+                    raise Interrupted("interrupted")
+                if self._spool.size + len(piece) > self.length:
+                    raise HostileInput(f"a stream encodes to more than {self.length} bytes")
+                with self._grown:
+                    self._spool.append(piece)
+                    self._grown.notify_all()
+        finally:
+            close = getattr(pieces, "close", None)
+            if close is not None:
+                close()
+        if self._spool.size != self.length:
+            raise HostileInput(f"a stream encodes to {self._spool.size} bytes, not {self.length}")
+
+
+class Streams:
+    """The streams of one machine, by key."""
+
+    def __init__(self, spool: Callable[[], Spool], limit: int = DEFAULT_SPOOLED) -> None:
+        self._spool, self._limit = spool, limit
+        self._lock = threading.Lock()
+        self._streams: OrderedDict[Hashable, Stream] = OrderedDict()
+
+    def read(
+        self, key: Hashable, size: int, make: Callable[[], Iterator[bytes]], offset: int, length: int
+    ) -> bytes:
+        """`length` bytes from `offset` of the stream `key`, of `size` bytes in all."""
+        return self._stream(key, size, make).read(offset, length)
+
+    def ahead(
+        self, wanted: Iterable[tuple[Hashable, int, Callable[[], Iterator[bytes]]]], most: int
+    ) -> Callable[[], None]:
+        """Keep `most` streams of a row under way, and at most twice as many that nobody reads
+        yet; the result ends that."""
+        ended = threading.Event()
+        threading.Thread(target=self._run_ahead, args=(wanted, most, ended), daemon=True).start()
+        return ended.set
+
+    def stop(self) -> None:
+        """End everything that is under way, and forget it: who asks again gets it anew."""
+        with self._lock:
+            for key, stream in list(self._streams.items()):
+                if not stream.done:
+                    stream.stop()
+                    del self._streams[key]
+
+    def _run_ahead(
+        self,
+        wanted: Iterable[tuple[Hashable, int, Callable[[], Iterator[bytes]]]],
+        most: int,
+        ended: threading.Event,
+    ) -> None:
+        begun: list[Stream] = []
+        with suppress(HostileInput):  # whoever reads meets it too
+            for key, size, make in wanted:
+                while not self._has_room(begun, most):
+                    if ended.wait(0.02):
+                        return
+                if ended.is_set():
+                    return
+                begun.append(self._stream(key, size, make))
+
+    def _has_room(self, begun: list[Stream], most: int) -> bool:
+        begun[:] = [stream for stream in begun if not (stream.done and stream.touched)]
+        running = sum(not stream.done for stream in begun)
+        return running < most and sum(not stream.touched for stream in begun) < 2 * most
+
+    def _stream(self, key: Hashable, size: int, make: Callable[[], Iterator[bytes]]) -> Stream:
+        with self._lock:
+            held = self._streams.get(key)
+            if held is not None:
+                self._streams.move_to_end(key)
+                return held
+            self._make_room(size)
+            made = self._streams[key] = Stream(size, make, self._spool())
+        made.start()
+        return made
+
+    def _make_room(self, size: int) -> None:
+        total = size + sum(stream.length for stream in self._streams.values())
+        for key, stream in list(self._streams.items()):
+            if total <= self._limit:
+                return
+            if stream.done:
+                total -= stream.length
+                del self._streams[key]
