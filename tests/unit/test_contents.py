@@ -138,7 +138,7 @@ def test_unknown_bytes_are_declined() -> None:
     """Every reader of a file system is asked, and named when what it knows is malformed."""
     with pytest.raises(Unexplained, match="no known read-only file system"):
         contents.read(BytesReader(bytes(5000)))
-    with pytest.raises(Unexplained, match="squashfs: squashfs 0.0"):
+    with pytest.raises(Unexplained, match=r"squashfs: squashfs 0\.0"):
         contents.read(BytesReader(b"hsqs" + bytes(5000)))
 
 
