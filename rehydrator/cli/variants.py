@@ -67,6 +67,19 @@ if TYPE_CHECKING:
     help="Compress as upstream publishes, or leave the images as they are.",
 )
 @click.option(
+    "--level",
+    type=click.IntRange(1, 9),
+    default=None,
+    metavar="1..9",
+    help="Level of every outer compression, instead of upstream's (xz 9, gzip 6 or 9, zip 9, zstd 10).",
+)
+@click.option(
+    "--base-4k",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The canonical image for disks with sectors of 4,096 bytes; without it, metal4k is left out.",
+)
+@click.option(
     "--derivations",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
@@ -105,6 +118,7 @@ def command(
     directory: Path,
     arch: str | None,
     compress: str,
+    level: int | None,
     added: tuple[Path, ...],
     tmpdir: Path | None,
     dry_run: bool,
@@ -133,6 +147,7 @@ def command(
         directory=directory,
         arch=arch or _arch_of(base),
         compress=compress == "published",
+        level=level or 0,
         epoch=_epoch(base),
         **rest,
     )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rehydrator import host
 from rehydrator.core.errors import HostileInput, Interrupted, LimitExceeded, RehydratorError, ToolMissing
 from rehydrator.host.guest_pages import Copies, check_ext
-from rehydrator.host.guest_volumes import TIMEOUT, Entry, Volume
+from rehydrator.host.guest_volumes import TIMEOUT, Entry, Volume, sector_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -175,11 +175,8 @@ class Guestfs(_Asking):
         super().__init__(asked, base)
         self._epoch = epoch
         self._labels = {disk: _letters(number) for number, disk in enumerate(disks)}
-        drives = [{"path": str(base.absolute()), "format": "raw", "label": "base", "readonly": True}]
-        for disk, label in self._labels.items():
-            drives.append(
-                {"path": str(disk.absolute()), "format": "qcow2", "label": label, "readonly": False}
-            )
+        drives = [_drive(base, base, "base", "raw")]
+        drives += [_drive(base, disk, label, "qcow2") for disk, label in self._labels.items()]
         if len(drives) > _MAX_DRIVES:
             raise LimitExceeded(f"{len(disks)} disks are more than one appliance takes ({_MAX_DRIVES - 1})")
         asked.ask(timeout, op="open", drives=drives, epoch=epoch)
@@ -300,6 +297,12 @@ def mount_backend(base: Path, epoch: int, work: Path) -> Iterator[Mount]:
         worker(argv, Path(folder), {}, "try --editor offline or guestfs") as asked,
     ):
         yield Mount(asked, base, epoch, Path(folder))
+
+
+def _drive(base: Path, disk: Path, label: str, format_name: str) -> dict[str, Any]:
+    """What libguestfs's add_drive takes; it finds partitions by the sectors that their table counts."""
+    options = {"format": format_name, "label": label, "readonly": disk == base}
+    return {"path": str(disk.absolute()), "blocksize": sector_size(base), **options}
 
 
 def _device(label: str, volume: Volume) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import stat
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,7 +26,12 @@ SECTOR = 512
 TIMEOUT = 120.0
 _MAX_PARTITIONS = 256
 _GPT_SIGNATURE = b"EFI PART"
-_BIG_SECTOR = 4096
+BIG_SECTOR = 4096
+# UEFI 2.10, 5.3.2, table 5.5: signature, revision, size of this header, its CRC-32, then (skipped)
+# where it and the other copy lie and what may be used; first block, number and size of the entries,
+# their CRC-32. Table 5.6: of an entry type, identifier, first and last block, the rest is skipped.
+_GPT_HEADER = struct.Struct("<8s4sII52xQIII")
+_GPT_ENTRY = struct.Struct("<16s16sQQ")
 _SUPERBLOCK = 1024
 
 _INCOMPAT_NEEDS_RECOVERY = 0x4
@@ -127,23 +133,9 @@ def volumes_of(base: Path) -> list[Volume]:
 
 def _partitions(base: Path, size: int) -> list[tuple[int, int, int]] | None:
     """Number, offset and size in bytes of each partition; None where there is no table."""
-    if read_at(base, _BIG_SECTOR, 8) == _GPT_SIGNATURE and read_at(base, SECTOR, 8) != _GPT_SIGNATURE:
-        raise HostileInput(
-            f"{base}: its partition table is for sectors of {_BIG_SECTOR} bytes; "
-            "give the disk for 512-byte sectors"
-        )
-    done = host.run(["sfdisk", "--json", str(base.absolute())], TIMEOUT)
-    if done.status:
-        if "does not contain a recognized partition table" in done.said:
-            return None
-        raise HostileInput(f"{base}: reading its partition table: {done.said}")
-    try:
-        # It names the file, whose path may be no UTF-8.
-        table = json.loads(done.stdout.decode(errors="replace"))["partitiontable"]
-        listed = table.get("partitions", [])[: _MAX_PARTITIONS + 1]
-        found = [_partition(each, number) for number, each in enumerate(listed, 1)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HostileInput(f"{base}: sfdisk describes its partition table strangely: {error}") from None
+    found = _big_table(base) if sector_size(base) == BIG_SECTOR else _listed(base)
+    if found is None:
+        return None
     if len(found) > _MAX_PARTITIONS:
         raise HostileInput(f"{base}: more than {_MAX_PARTITIONS} partitions")
     for number, at, length in found:
@@ -153,6 +145,49 @@ def _partitions(base: Path, size: int) -> list[tuple[int, int, int]] | None:
                 "the disk was cut short or its table is damaged"
             )
     return found
+
+
+def sector_size(base: Path) -> int:
+    """The bytes of a sector as the partition table of a raw disk counts them: 4,096 where it has a
+    GPT in the second sector of that size, else 512."""
+    big = read_at(base, BIG_SECTOR, 8) == _GPT_SIGNATURE and read_at(base, SECTOR, 8) != _GPT_SIGNATURE
+    return BIG_SECTOR if big else SECTOR
+
+
+def _big_table(base: Path) -> list[tuple[int, int, int]]:
+    """Partitions of a GPT for sectors of 4,096 bytes, of which sfdisk 2.38 does not know in files."""
+    head = read_at(base, BIG_SECTOR, BIG_SECTOR).ljust(BIG_SECTOR, b"\0")
+    _, _, size, crc, first, count, length, entries_crc = _GPT_HEADER.unpack_from(head)
+    sound = _GPT_HEADER.size <= size <= BIG_SECTOR and length in {128, 256, 512} and count <= _MAX_PARTITIONS
+    # The CRC of the header is made with zeros in its own place.
+    if not sound or zlib.crc32(head[:16] + bytes(4) + head[20:size]) != crc:
+        raise HostileInput(f"{base}: the GPT for sectors of {BIG_SECTOR} bytes is damaged")
+    at = first * BIG_SECTOR
+    table = read_at(base, at, count * length) if at < base.stat().st_size else b""
+    if len(table) < count * length or zlib.crc32(table) != entries_crc:
+        raise HostileInput(f"{base}: the entries of the GPT for sectors of {BIG_SECTOR} bytes are damaged")
+    found = [_GPT_ENTRY.unpack_from(table, number * length) for number in range(count)]
+    return [
+        (number, start * BIG_SECTOR, (end - start + 1) * BIG_SECTOR)
+        for number, (kind, _, start, end) in enumerate(found, 1)
+        if any(kind)
+    ]
+
+
+def _listed(base: Path) -> list[tuple[int, int, int]] | None:
+    """What sfdisk says of a disk with sectors of 512 bytes."""
+    done = host.run(["sfdisk", "--json", str(base.absolute())], TIMEOUT)
+    if done.status:
+        if "does not contain a recognized partition table" in done.said:
+            return None
+        raise HostileInput(f"{base}: reading its partition table: {done.said}")
+    try:
+        # It names the file, whose path may be no UTF-8.
+        table = json.loads(done.stdout.decode(errors="replace"))["partitiontable"]
+        listed = table.get("partitions", [])[: _MAX_PARTITIONS + 1]
+        return [_partition(each, number) for number, each in enumerate(listed, 1)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HostileInput(f"{base}: sfdisk describes its partition table strangely: {error}") from None
 
 
 def _partition(each: Any, position: int) -> tuple[int, int, int]:

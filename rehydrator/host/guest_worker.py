@@ -56,9 +56,7 @@ class Appliance:
 
         self.guest = guestfs.GuestFS(python_return_dict=True)
         for drive in drives:
-            self.guest.add_drive_opts(
-                drive["path"], readonly=drive["readonly"], format=drive["format"], label=drive["label"]
-            )
+            self.guest.add_drive_opts(drive.pop("path"), **drive)
         if epoch >= 0:
             base = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(epoch))
             self.guest.config("-rtc", f"base={base}")

@@ -17,7 +17,7 @@ from rehydrator.core.errors import DigestMismatch, UsageError
 from rehydrator.variants import tools
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from rehydrator.variants.tools import Measured
@@ -25,25 +25,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Compressor:
-    """How a file `NAME` becomes `NAME + suffix` and back. In the arguments, {threads} and
-    {source} are replaced; output is stdout."""
+    """How a file `NAME` becomes `NAME + suffix` and back. In the arguments, {level} (`level` is
+    upstream's), {threads} and {source} are replaced; output is stdout."""
 
     suffix: str
+    level: int
     pack: tuple[str, ...]
     unpack: tuple[str, ...]
     least_threads: int = 1
 
 
 COMPRESSORS: Final = {
-    "xz": Compressor(".xz", ("xz", "-c9", "-T{threads}", "{source}"), ("xz", "-dc", "{source}"), 2),
-    "gzip": Compressor(".gz", ("gzip", "-6", "-c", "{source}"), ("gzip", "-dc", "{source}")),
+    "xz": Compressor(".xz", 9, ("xz", "-c{level}", "-T{threads}", "{source}"), ("xz", "-dc", "{source}"), 2),
+    "gzip": Compressor(".gz", 6, ("gzip", "-{level}", "-c", "{source}"), ("gzip", "-dc", "{source}")),
     "gzip9": Compressor(
-        ".gz", ("gzip", "--no-name", "--stdout", "-9", "{source}"), ("gzip", "-dc", "{source}")
+        ".gz", 9, ("gzip", "--no-name", "--stdout", "-{level}", "{source}"), ("gzip", "-dc", "{source}")
     ),
     "zstd": Compressor(
-        ".zst", ("zstd", "-q", "-10", "-c", "-T{threads}", "{source}"), ("zstd", "-q", "-dc", "{source}")
+        ".zst",
+        10,
+        ("zstd", "-q", "-{level}", "-c", "-T{threads}", "{source}"),
+        ("zstd", "-q", "-dc", "{source}"),
     ),
-    "zip": Compressor(".zip", ("zip", "-q", "-9jX", "-", "{source}"), ("unzip", "-p", "{source}")),
+    "zip": Compressor(".zip", 9, ("zip", "-q", "-{level}jX", "-", "{source}"), ("unzip", "-p", "{source}")),
 }
 
 
@@ -55,9 +59,12 @@ class Compressed:
     packed: Measured
 
 
-def compress(method: str, source: Path, target: Path, threads: int, timeout: float) -> Compressed:
+def compress(
+    method: str, source: Path, target: Path, threads: int, timeout: float, level: int = 0
+) -> Compressed:
     """Write `target` from `source`, decompress it again and compare, each within `timeout`
     seconds. The caller has set the time of `source`, which gzip and zip keep beside its name.
+    `level` is 1 to 9, or 0 for upstream's.
 
     Raises:
         UsageError: no such method.
@@ -72,8 +79,8 @@ def compress(method: str, source: Path, target: Path, threads: int, timeout: flo
         _settle(start)
         plain = tools.measure(start)
         with path.open("wb") as out:
-            count = max(threads, compressor.least_threads)
-            tools.run(_filled(compressor.pack, start, count), timeout, path, stdout=out)
+            numbers = {"threads": max(threads, compressor.least_threads), "level": level or compressor.level}
+            tools.run(_filled(compressor.pack, start, numbers), timeout, path, stdout=out)
         _prove(compressor, path, plain, timeout)
         packed = tools.measure(path)
     return Compressed(plain, packed)
@@ -108,14 +115,14 @@ def _find(method: str) -> Compressor:
     return COMPRESSORS[method]
 
 
-def _filled(arguments: Sequence[str], source: Path, threads: int) -> list[str]:
-    words = {"{source}": str(source), "-T{threads}": f"-T{threads}"}
-    return [words.get(argument, argument) for argument in arguments]
+def _filled(arguments: Sequence[str], source: Path, numbers: Mapping[str, int]) -> list[str]:
+    """A path may hold braces itself."""
+    return [str(source) if argument == "{source}" else argument.format_map(numbers) for argument in arguments]
 
 
 def _prove(compressor: Compressor, path: Path, plain: Measured, timeout: float) -> None:
     """What is in the file, decompressed, is what was compressed."""
-    found = tools.measure_output(_filled(compressor.unpack, path, 1), timeout, path)
+    found = tools.measure_output(_filled(compressor.unpack, path, {}), timeout, path)
     if found != plain:
         raise DigestMismatch(
             f"{path.name}: decompressed it has {found.size} bytes, SHA-256 {found.sha256}; "

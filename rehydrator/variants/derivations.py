@@ -54,6 +54,7 @@ class _Stanza(_Model):
     extension: _Extension | None = None
     compress: Literal["xz", "gzip", "gzip9", "zip", "zstd", "none"] = "none"
     size: str | int = "cloud"
+    sectors: Literal[512, 4096] = 512
     stamp: _KernelArgument | None = None
     kernel_arguments: list[_KernelArgument] = Field([], alias="kernel-arguments")
     grub_commands: list[_Line] = Field([], alias="grub-commands")
@@ -76,7 +77,8 @@ class _Platform(_Model):
 @dataclass(frozen=True, slots=True)
 class Derivation:
     """How one platform's file is derived. `size` is the virtual size in bytes, None where the
-    base is not enlarged; `needs` says per architecture what cannot be done here.
+    base is not enlarged; `sectors` the size in bytes of those that the base's partition table
+    counts; `needs` says per architecture what cannot be done here.
     """
 
     platform: str
@@ -89,6 +91,7 @@ class Derivation:
     extension: str
     compress: str
     size: int | None
+    sectors: int
     stamp: str
     kernel_arguments: tuple[str, ...]
     grub_commands: tuple[str, ...]
@@ -273,6 +276,7 @@ def _derivation(name: str, stanza: _Stanza, cloud: int, what: str) -> Derivation
         extension=stanza.extension or _WRAPPED.get(stanza.wrap or "", _EXTENSIONS[stanza.format]),
         compress=stanza.compress,
         size=parse_size(stanza.size, f"{what}: size") if size == -1 else size,
+        sectors=stanza.sectors,
         stamp=stanza.stamp or "",
         kernel_arguments=tuple(stanza.kernel_arguments),
         grub_commands=tuple(stanza.grub_commands),

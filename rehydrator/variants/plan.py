@@ -25,7 +25,8 @@ _FORMATS = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to make. `platforms` empty: all of the architecture; `epoch` in seconds since 1970."""
+    """What to make. `platforms` empty: all of the architecture; `epoch` in seconds since 1970;
+    `level` of the outer compression, 0 for upstream's."""
 
     base: Path
     directory: Path
@@ -41,11 +42,18 @@ class Options:
     gpg_key: str = ""
     editor: str = "auto"
     jobs: int = 1
+    base_4k: Path | None = None
+    level: int = 0
 
     def __post_init__(self) -> None:
         for option, word in (("--name", self.name), ("--stream", self.stream), ("--release", self.release)):
             if not re.fullmatch(WORD, word):
                 raise UsageError(f"{option} {word!r:.80}: up to 128 letters, digits and . _ + - are expected")
+
+    @property
+    def bases(self) -> dict[int, Path]:
+        """The canonical images that were given, by the size in bytes of their disks' sectors."""
+        return {512: self.base} | ({4096: self.base_4k} if self.base_4k else {})
 
     def identity(self, platform: str) -> Identity:
         """What the identifiers and times of one platform's file follow from."""
@@ -70,13 +78,22 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """A canonical image; virtual size, and size of its disk's sectors, in bytes."""
+
+    path: Path
+    format: str
+    size: int
+    sectors: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """The variants to make, and the base: its format and its virtual size in bytes."""
+    """The variants to make, and the bases that they need."""
 
     variants: tuple[Variant, ...]
     consoles: Consoles
-    base_format: str
-    base_size: int
+    bases: tuple[Base, ...]
 
 
 def make_plan(options: Options, note: Callable[[str], None]) -> Plan:
@@ -91,15 +108,16 @@ def make_plan(options: Options, note: Callable[[str], None]) -> Plan:
     consoles = load_platforms(options.platforms_file, options.arch)
     table = load_derivations(options.derivations)
     wanted = _selected(options, table, note)
-    base_format = _format_of(options.base)
-    base_size = inspect(options.base, base_format).virtual_size
-    found = tuple(_variant(options, table[name], base_size) for name in wanted)
+    needed = {table[name].sectors for name in wanted}
+    bases = {size: _base(path, size) for size, path in options.bases.items() if size in needed}
+    found = tuple(_variant(options, table[name], bases) for name in wanted)
     if options.gpg_key:
         _check_key(options.gpg_key)
     for each in found:
-        if (options.directory / each.file).resolve() == options.base.resolve():
-            raise UsageError(f"{options.base}: is itself the file of {each.platform}; write elsewhere")
-    return Plan(found, consoles, base_format, base_size)
+        for path in options.bases.values():
+            if (options.directory / each.file).resolve() == path.resolve():
+                raise UsageError(f"{path}: is itself the file of {each.platform}; write elsewhere")
+    return Plan(found, consoles, tuple(bases.values()))
 
 
 def check_added(options: Options, paths: Sequence[Path], variants: Sequence[Variant]) -> None:
@@ -115,7 +133,7 @@ def check_added(options: Options, paths: Sequence[Path], variants: Sequence[Vari
 
 def _selected(options: Options, table: Mapping[str, Derivation], note: Callable[[str], None]) -> list[str]:
     here = {name: each for name, each in sorted(table.items()) if options.arch in each.arches}
-    needs = {name: each.needs[options.arch] for name, each in here.items() if options.arch in each.needs}
+    needs = {name: need for name, each in here.items() if (need := _need(options, each))}
     for name in options.platforms:
         if name not in here:
             raise UsageError(
@@ -123,7 +141,7 @@ def _selected(options: Options, table: Mapping[str, Derivation], note: Callable[
                 "a new one is a stanza in a file for --derivations"
             )
         if name in needs:
-            raise UsageError(f"{name} on {options.arch} needs {needs[name]}: this program cannot make it")
+            raise UsageError(f"{name} on {options.arch} needs {needs[name]}")
     if options.platforms:
         return list(dict.fromkeys(options.platforms))
     for name, need in needs.items():
@@ -134,7 +152,21 @@ def _selected(options: Options, table: Mapping[str, Derivation], note: Callable[
     return found
 
 
-def _variant(options: Options, derivation: Derivation, base_size: int) -> Variant:
+def _need(options: Options, derivation: Derivation) -> str:
+    """What is missing for a platform, "" if nothing is."""
+    if options.arch in derivation.needs:
+        return derivation.needs[options.arch]
+    if derivation.sectors not in options.bases:
+        return f"a base of its own, with sectors of {derivation.sectors:,} bytes: give it with --base-4k"
+    return ""
+
+
+def _base(path: Path, sectors: int) -> Base:
+    format_name = _format_of(path)
+    return Base(path, format_name, inspect(path, format_name).virtual_size, sectors)
+
+
+def _variant(options: Options, derivation: Derivation, bases: Mapping[int, Base]) -> Variant:
     method = derivation.compress if options.compress else "none"
     stem = f"{options.name}-{options.release}-{derivation.platform}.{options.arch}"
     image = f"{stem}.{derivation.extension}"
@@ -144,7 +176,8 @@ def _variant(options: Options, derivation: Derivation, base_size: int) -> Varian
         raise UsageError(f"{file}: name, release and platform do not make a file name of the convention")
     _check_programs(options, derivation, method)
     template = _template(options, derivation) if derivation.template else None
-    return Variant(derivation, file, image, derivation.size or base_size, method, template)
+    size = derivation.size or bases[derivation.sectors].size
+    return Variant(derivation, file, image, size, method, template)
 
 
 def _template(options: Options, derivation: Derivation) -> wrap.Template:

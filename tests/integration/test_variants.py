@@ -415,8 +415,8 @@ def test_ppc64le(base: Base, user: User) -> None:
     [
         *(("s390x", name, "zipl") for name in ("ibmcloud", "kubevirt", "metal", "openstack", "qemu")),
         ("s390x", "qemu-secex", "genprotimg"),
-        ("s390x", "metal4k", "4,096"),
-        ("x86_64", "metal4k", "4,096"),
+        ("s390x", "metal4k", "zipl"),
+        ("x86_64", "metal4k", "--base-4k"),
         ("aarch64", "nvidiabluefield", "mlx-mkbfb"),
     ],
 )

@@ -43,13 +43,17 @@ def fixture_source(tmp_path: Path) -> Path:
 
 def test_table() -> None:
     """The names that derivations use, what they add to a name, and the options of coreos-assembler."""
-    found = {name: (each.suffix, " ".join(each.pack)) for name, each in COMPRESSORS.items()}
+    numbers = {"threads": "N", "source": "FILE"}
+    found = {
+        name: (each.suffix, " ".join(each.pack).format(level=each.level, **numbers))
+        for name, each in COMPRESSORS.items()
+    }
     assert found == {
-        "xz": (".xz", "xz -c9 -T{threads} {source}"),
-        "gzip": (".gz", "gzip -6 -c {source}"),
-        "gzip9": (".gz", "gzip --no-name --stdout -9 {source}"),
-        "zstd": (".zst", "zstd -q -10 -c -T{threads} {source}"),
-        "zip": (".zip", "zip -q -9jX - {source}"),
+        "xz": (".xz", "xz -c9 -TN FILE"),
+        "gzip": (".gz", "gzip -6 -c FILE"),
+        "gzip9": (".gz", "gzip --no-name --stdout -9 FILE"),
+        "zstd": (".zst", "zstd -q -10 -c -TN FILE"),
+        "zip": (".zip", "zip -q -9jX - FILE"),
     }
 
 
