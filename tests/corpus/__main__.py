@@ -1,4 +1,5 @@
-"""Make a real release, `python -m tests.corpus small DIR`, or the canonical disk of one, `base DIR`."""
+"""Make a real release, `python -m tests.corpus small DIR`; or the canonical disk of one, `base DIR`,
+another for large sectors, `four-k BASE_DIR`, and live media of it, `live BASE_DIR DIR`."""
 
 from __future__ import annotations
 
@@ -7,12 +8,21 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.corpus.debian import make_base
+from tests.corpus.debian import make_base, make_four_k, make_live
 from tests.corpus.release import DEFAULT
 from tests.corpus.small import make_small
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+ROOTFS = ("squashfs", "erofs")
+_MAKERS: dict[str, Callable[..., list[Path]]] = {
+    "small": make_small,
+    "base": make_base,
+    "four-k": make_four_k,
+    "live": make_live,
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,9 +39,16 @@ def _parser() -> argparse.ArgumentParser:
     small.add_argument("--document", action="store_true", help="keep stream.json")
     small.add_argument("--platforms", type=lambda text: text.split(","), default=DEFAULT, help="a,b,c")
     small.add_argument("--compressed", action="store_true", help="as published: .xz, .gz, .zip")
+    small.add_argument("--level", type=int, default=0, help="of the compression, 1 to 9; default: upstream's")
+    small.add_argument("--rootfs", choices=ROOTFS, help="the live root filesystem, too")
+    small.add_argument("--four-k", action="store_true", help="metal4k, too")
     base = kinds.add_parser("base", help="minutes, root: a Debian that boots")
     base.add_argument("--root", type=Path, help="a tree that mmdebstrap made before, to be used up")
-    for kind in (small, base):
+    four_k = kinds.add_parser("four-k", help="half a minute, root: the same disk for large sectors")
+    live = kinds.add_parser("live", help="minutes, root: live media of the base")
+    live.add_argument("base", type=Path, metavar="BASE_DIR")
+    live.add_argument("--rootfs", choices=ROOTFS, default="squashfs")
+    for kind in (small, base, four_k, live):
         kind.add_argument("directory", type=Path)
     return parser
 
@@ -39,9 +56,8 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Make what the arguments ask for; print size and name of every file."""
     options = vars(_parser().parse_args())
-    make: Callable[..., list[Path]] = make_small if options.pop("kind") == "small" else make_base
     start = time.monotonic()
-    for path in make(**options):
+    for path in _MAKERS[options.pop("kind")](**options):
         status = path.stat()
         print(f"{status.st_size:>14,} bytes {status.st_blocks * 512:>14,} on disk  {path.name}")
     print(f"{time.monotonic() - start:.1f} seconds")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 _TREES = ("/usr/bin", "/usr/lib/python3*", "/usr/lib/*-linux-gnu*", "/usr/share")
 # Names that the protofile of mkfs.xfs and debugfs take as one word.
@@ -66,15 +66,37 @@ def kernel_like(files: Iterable[Path], size: int) -> bytes:
     return packed[:size]
 
 
-def newc(members: dict[str, tuple[int, bytes]]) -> bytes:
+def newc(members: Mapping[str, tuple[int, bytes]], when: int = 0) -> bytes:
     """A cpio archive as Linux reads for its initramfs; `members` maps names to mode and content.
+    `when` is the time of every member.
 
     Format: Linux, Documentation/driver-api/early-userspace/buffer-format.rst.
     """
     out = bytearray()
     for number, (name, (mode, data)) in enumerate([*members.items(), ("TRAILER!!!", (0, b""))], 1):
-        fields = (number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
-        out += b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
-        out += bytes(-len(out) % 4) + data
+        out += _newc_header(number, name, mode, len(data), when) + data
         out += bytes(-len(out) % 4)
     return bytes(out)
+
+
+def write_newc(target: Path, members: Mapping[str, tuple[int, Path]], when: int) -> None:
+    """The same in a file, of directories and of files, which may be large; to whole blocks of 512 bytes
+    as GNU cpio has it. A member of another mode than a file's has no content."""
+    with target.open("wb") as out:
+        for number, (name, (mode, source)) in enumerate(members.items(), 1):
+            is_file = stat.S_ISREG(mode)
+            size = source.stat().st_size if is_file else 0
+            out.write(_newc_header(number, name, mode, size, when))
+            if is_file:
+                with source.open("rb") as file:
+                    shutil.copyfileobj(file, out, 1 << 20)
+            out.write(bytes(-out.tell() % 4))
+        out.write(_newc_header(len(members) + 1, "TRAILER!!!", 0, 0, when))
+        out.write(bytes(-out.tell() % 512))
+
+
+def _newc_header(number: int, name: str, mode: int, size: int, when: int) -> bytes:
+    """110 bytes and the name; the data begins at a multiple of 4."""
+    fields = (number, mode, 0, 0, 1, when, size, 0, 0, 0, 0, len(name) + 1, 0)
+    out = b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
+    return out + bytes(-len(out) % 4)

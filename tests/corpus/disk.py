@@ -1,4 +1,5 @@
-"""A GPT disk in a file: BIOS boot partition, EFI system partition, ext4 /boot, root.
+"""A GPT disk in a file, for sectors of 512 or 4,096 bytes: BIOS boot partition, EFI system partition,
+ext4 /boot, root.
 
 Everything but the loop mounts of the os release works without root: filesystems are written at
 their offset by their own tools.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import subprocess
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid5
@@ -16,6 +18,7 @@ from tests.corpus.programs import run
 
 MIB = 1 << 20
 SECTOR = 512
+BIG_SECTOR = 4096
 GRUB = Path("/usr/lib/grub")
 # What reading grub.cfg from an ext4 partition and starting Linux takes; nothing is loaded from the disk.
 _GRUB_MODULES = (
@@ -38,6 +41,9 @@ _TYPES = {
 }
 
 
+_ENTRIES = 128  # of a GPT
+
+
 @dataclass(frozen=True)
 class Partition:
     """Offset and length in bytes."""
@@ -49,12 +55,13 @@ class Partition:
 class Disk:
     """A raw disk file and its four partitions."""
 
-    def __init__(self, path: Path, sizes: dict[str, int], seed: int = 0) -> None:
+    def __init__(self, path: Path, sizes: dict[str, int], seed: int = 0, sector: int = SECTOR) -> None:
         """Write the partition table; `sizes` gives MiB for EFI-SYSTEM, boot and root.
 
-        The identifiers come from `seed`, so that every sibling has the same, as CoreOS's have.
+        The identifiers come from `seed`, so that every sibling has the same, as CoreOS's have. The file
+        systems, too, are made for sectors of `sector` bytes.
         """
-        self.path, self.seed = path, seed
+        self.path, self.seed, self.sector = path, seed, sector
         self.partitions: dict[str, Partition] = {}
         at = MIB
         for label, size in {"BIOS-BOOT": 1, **sizes}.items():
@@ -62,7 +69,10 @@ class Disk:
             at += size * MIB
         with path.open("wb") as file:
             file.truncate(at + MIB)
-        self._write_table()
+        if sector == SECTOR:
+            self._write_table()
+        else:
+            self._write_big_table(at + MIB)
 
     def uuid(self, what: str) -> str:
         """The identifier of a filesystem or partition."""
@@ -77,12 +87,42 @@ class Disk:
         ]
         subprocess.run(["sfdisk", "--quiet", self.path], input="\n".join(lines), text=True, check=True)
 
+    def _write_big_table(self, size: int) -> None:
+        """A GPT for sectors of 4,096 bytes, of which sfdisk 2.38 does not know (UEFI 2.10, section 5.3)."""
+        last = size // BIG_SECTOR - 1
+        entries = b"".join(
+            struct.pack(
+                "<16s16sQQQ72s",
+                UUID(_TYPES[label]).bytes_le,
+                UUID(self.uuid("partition " + label)).bytes_le,
+                part.offset // BIG_SECTOR,
+                (part.offset + part.length) // BIG_SECTOR - 1,
+                0,
+                label.encode("utf-16-le"),
+            )
+            for label, part in self.partitions.items()
+        ).ljust(_ENTRIES * 128, b"\0")
+        blocks = len(entries) // BIG_SECTOR
+        first, end = 2 + blocks, last - blocks - 1
+        protective = struct.pack("<B3sB3sII", 0, b"\0\2\0", 0xEE, b"\xff\xff\xff", 1, last)
+        with self.path.open("r+b") as file:
+            file.write(bytes(446) + protective + bytes(48) + b"\x55\xaa")
+            for here, other, table in ((1, last, 2), (last, 1, end + 1)):
+                fields = (here, other, first, end, UUID(self.uuid("disk")).bytes_le, table)
+                header = _gpt_header(fields, entries, 0)
+                file.seek(here * BIG_SECTOR)
+                file.write(_gpt_header(fields, entries, zlib.crc32(header)))
+                file.seek(table * BIG_SECTOR)
+                file.write(entries)
+
     def make_efi(self, files: dict[str, Path]) -> None:
         """A FAT filesystem; `files` maps paths inside it to files of the host."""
         part = self.partitions["EFI-SYSTEM"]
         image = f"{self.path}@@{part.offset}"
         volume = self.uuid("EFI-SYSTEM")[:8]
-        run("mformat", "-i", image, "-T", str(part.length // SECTOR), "-v", "EFI-SYSTEM", "-N", volume, "::")
+        # mformat's size code: sectors of 2 ^ (code + 7) bytes.
+        geometry = ["-S", str(self.sector.bit_length() - 8), "-T", str(part.length // self.sector)]
+        run("mformat", "-i", image, *geometry, "-v", "EFI-SYSTEM", "-N", volume, "::")
         made: set[str] = set()
         for inside, source in files.items():
             folders = [str(parent) for parent in reversed(Path(inside).parents)][1:]
@@ -93,12 +133,29 @@ class Disk:
             run("mcopy", "-m", "-i", image, source, f"::{inside}")
 
     def make_ext4(self, label: str, tree: Path) -> None:
-        """An ext4 filesystem filled from a directory."""
+        """An ext4 filesystem filled from a directory; the root's blocks have 4 KiB, as XFS's have, and
+        so has every block on large sectors."""
         part = self.partitions[label]
         uuid = self.uuid(label)
         extended = f"offset={part.offset},hash_seed={uuid},root_owner=0:0,lazy_itable_init=0,nodiscard"
         size = f"{part.length // 1024}k"
-        run("mkfs.ext4", "-q", "-F", "-U", uuid, "-L", label, "-E", extended, "-d", tree, self.path, size)
+        block = ["-b", "4096"] if label == "root" or self.sector == BIG_SECTOR else []
+        run(
+            "mkfs.ext4",
+            "-q",
+            "-F",
+            *block,
+            "-U",
+            uuid,
+            "-L",
+            label,
+            "-E",
+            extended,
+            "-d",
+            tree,
+            self.path,
+            size,
+        )
 
     def make_xfs(self, label: str, tree: Path) -> None:
         """An XFS filesystem filled from a directory through a protofile; at least 300 MiB."""
@@ -112,7 +169,20 @@ class Disk:
         """Write the partition's XFS filesystem into a file of its own."""
         with image.open("wb") as file:
             file.truncate(self.partitions[label].length)
-        run("mkfs.xfs", "-q", "-f", "-L", label, "-m", f"uuid={self.uuid(label)}", *options, image)
+        sector = f"size={self.sector}"
+        run(
+            "mkfs.xfs",
+            "-q",
+            "-f",
+            "-s",
+            sector,
+            "-L",
+            label,
+            "-m",
+            f"uuid={self.uuid(label)}",
+            *options,
+            image,
+        )
 
     def place(self, label: str, image: Path) -> None:
         """Move a filesystem's file into its partition; zeros stay holes."""
@@ -142,6 +212,12 @@ class Disk:
             file.write(boot[:0x1B8] + old[0x1B8:])
             file.seek(sector * SECTOR)
             file.write(core)
+
+
+def _gpt_header(fields: tuple[object, ...], entries: bytes, crc: int) -> bytes:
+    """UEFI 2.10, table 5.5: the CRC-32 is that of the header with zeros in its place."""
+    start = struct.pack("<8sIIII", b"EFI PART", 0x10000, 92, crc, 0)
+    return start + struct.pack("<QQQQ16sQ", *fields) + struct.pack("<III", _ENTRIES, 128, zlib.crc32(entries))
 
 
 def _proto_lines(folder: Path) -> list[str]:

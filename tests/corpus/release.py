@@ -1,10 +1,9 @@
-"""The files of a release, made from one raw disk by `rehydrator variants`, and its live media."""
+"""The files of a release, made from one raw disk by `rehydrator variants`."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
-
-from tests.corpus.programs import run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,7 +38,8 @@ EPOCH = 1_750_000_000
 
 @dataclass(frozen=True)
 class Release:
-    """Where the files of one release go and how they are called; sizes in bytes."""
+    """Where the files of one release go and how they are called; sizes in bytes. `level` is that of
+    the outer compression, 0 for upstream's."""
 
     directory: Path
     cloud_size: int = 10 << 30
@@ -49,6 +47,7 @@ class Release:
     version: str = "1.0.0"
     arch: str = "x86_64"
     compress: bool = False
+    level: int = 0
     editor: str = "auto"
 
     def path(self, role: str, extension: str) -> Path:
@@ -58,9 +57,14 @@ class Release:
 
 
 def make_variants(
-    base: Path, release: Release, platforms: Sequence[str], files: Mapping[str, str] | None = None
+    base: Path,
+    release: Release,
+    platforms: Sequence[str],
+    files: Mapping[str, str] | None = None,
+    base_4k: Path | None = None,
 ) -> list[Path]:
-    """The published files, in the order of `platforms`; `files` of the guest change on all disks."""
+    """The published files, in the order of `platforms`; `files` of the guest change on all disks. metal4k
+    is made from `base_4k`."""
     derivations = base.with_name("derivations.json")
     derivations.write_text(json.dumps(_derivations(release, platforms, files or {})))
     command: list[str | Path] = [
@@ -75,6 +79,8 @@ def make_variants(
     command += ["--platforms", PLATFORMS, "--derivations", derivations, "--editor", release.editor]
     command += ["--name", release.name, "--stream", "demo", "--release", release.version]
     command += ["--arch", release.arch, "--compress", "published" if release.compress else "none", "--json"]
+    command += ["--base-4k", base_4k] if base_4k else []
+    command += ["--level", str(release.level)] if release.level else []
     for platform in platforms:
         command += ["--platform", platform]
     environment = os.environ | {"SOURCE_DATE_EPOCH": str(EPOCH), "PYTHONPATH": str(ROOT)}
@@ -91,21 +97,3 @@ def _derivations(release: Release, platforms: Sequence[str], files: Mapping[str,
         "cloud-size": release.cloud_size,
         "platforms": {platform: {"arches": [release.arch], "needs": {}} for platform in platforms},
     }
-
-
-def live_files(release: Release, kernel: Path, initramfs: Path, *, iso: bool) -> list[Path]:
-    """The kernel, the initramfs with a stamp appended, and the ISO that holds both."""
-    image, memory = release.path("live-kernel", ""), release.path("live-initramfs", "img")
-    shutil.copyfile(kernel, image)
-    memory.write_bytes(initramfs.read_bytes() + bytes(512) + f"live {release.version}\n".encode())
-    return [image, memory, _iso(release, image, memory)] if iso else [image, memory]
-
-
-def _iso(release: Release, kernel: Path, initramfs: Path) -> Path:
-    target = release.path("live-iso", "iso")
-    inside = ["/images/pxeboot/vmlinuz", str(kernel), "/images/pxeboot/initrd.img", str(initramfs)]
-    graft = [f"{name}={file}" for name, file in zip(inside[::2], inside[1::2], strict=True)]
-    run(
-        "xorriso", "-as", "mkisofs", "-quiet", "-V", "demo", "-R", "-J", "-graft-points", "-o", target, *graft
-    )
-    return target
