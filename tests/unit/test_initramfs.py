@@ -22,7 +22,7 @@ from rehydrator.formats.initramfs import Segment
 from tests import iso_images
 from tests.cpio_images import TRAILER, member
 
-NOISE = random.Random(2).randbytes(10_000)
+NOISE = random.Random(2).randbytes(4_000)
 ARCHIVE = member(b"init", b"#!/bin/sh\n" * 500) + member(b"noise", NOISE) + TRAILER
 MICROCODE = member(b"kernel/x86/microcode/GenuineIntel.bin", NOISE[:2048]) + TRAILER
 
