@@ -14,24 +14,31 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rehydrator.core.errors import HostileInput, Unexplained
 from rehydrator.core.ops import Copy, Decode, DecodeRule, Rules, zeros
-from rehydrator.engine import DEFAULT_CACHE, Cache, Machine, OpsSpace, ReaderSpace
+from rehydrator.core.reader import check_span
+from rehydrator.engine import DEFAULT_CACHE, Cache, Machine, OpsSpace, ReaderSpace, blocks, join
 from rehydrator.formats import erofs, squashfs
 from rehydrator.formats.explanation import append, require
 from rehydrator.formats.filesystem import ZEROS, decoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from rehydrator.bundle.packing import Ledger, PackWriter
     from rehydrator.core.ops import Op
     from rehydrator.core.reader import Reader
-    from rehydrator.engine import Space
-    from rehydrator.formats.filesystem import Block, Content, FileSystem, Piece
+    from rehydrator.engine import Piece, Space
+    from rehydrator.formats import filesystem
+    from rehydrator.formats.filesystem import Block, Content, FileSystem
+    from rehydrator.streaming import Spool
 
 PAGE: Final = 4096
 
 # A page of the contents costs 20 bytes and more of memory when disks are matched.
 MAX_CONTENTS: Final = 64 << 30
+# Bytes of contents for one of the file system; a Debian root has 4 to 5 (measured).
+MAX_RATIO: Final = 64
+# Bytes decoded for one of contents.
+MAX_WORK: Final = 64
 
 
 class _Format(NamedTuple):
@@ -69,10 +76,8 @@ def decode_rules(system: FileSystem, rootfs: int) -> list[DecodeRule]:
     return sorted({_rule(block, rootfs) for block in system.blocks if block.codec}, key=repr)
 
 
-def block_ops(
-    system: FileSystem, rootfs: int, number: Callable[[DecodeRule], int], base: int = 0
-) -> list[Op]:
-    """The recipe of `blocks`. `number` gives a rule's number; the file system begins at byte
+def block_ops(system: FileSystem, rootfs: int, numbers: Mapping[DecodeRule, int], base: int = 0) -> list[Op]:
+    """The recipe of `blocks`, by the `numbers` of decode_rules; the file system begins at byte
     `base` of space `rootfs`."""
     ops: list[Op] = []
     for index in _order(system):
@@ -80,67 +85,127 @@ def block_ops(
         if not block.codec:
             append(ops, Copy(block.plain, rootfs, base + block.offset))
         else:
-            rule = number(_rule(block, rootfs))
+            rule = numbers[_rule(block, rootfs)]
             append(ops, Decode(block.plain, rule, base + block.offset, block.stored))
     return ops
 
 
-def content_ops(system: FileSystem, blocks: int) -> list[Op]:
-    """The recipe of `contents`, where `blocks` is space `blocks`.
+def content_ops(system: FileSystem, space: int) -> list[Op]:
+    """The recipe of `contents`, where `blocks` is space `space`.
 
     Files come in the order of their first bytes in `blocks`, so that whoever reads all of them
     decodes almost every block once. Files of the same bytes come once.
 
     Raises:
-        Unexplained: they are more than 64 GiB.
+        Unexplained: they hold nothing, or more than a live root file system does.
     """
     starts = _starts(system)
     ops: list[Op] = []
-    total = 0
+    most = min(MAX_CONTENTS, MAX_RATIO * system.size)
     for content in _distinct(system, starts):
-        total += -(-content.size // PAGE) * PAGE
-        require(total <= MAX_CONTENTS, f"files of more than {MAX_CONTENTS} bytes")
+        most -= -(-content.size // PAGE) * PAGE
+        require(most >= 0, f"files that take too much room for a file system of {system.size} bytes")
         for piece in content.pieces:
             if piece.block == ZEROS:
                 append(ops, zeros(piece.length))
             else:
-                append(ops, Copy(piece.length, blocks, starts[piece.block] + piece.start))
+                append(ops, Copy(piece.length, space, starts[piece.block] + piece.start))
         append(ops, zeros(-content.size % PAGE))
+    require(bool(ops), "a file system whose files hold nothing")
     return ops
 
 
 def store(
-    file: Reader, system: FileSystem, rootfs: int, ledger: Ledger, writer: PackWriter, base: int = 0
-) -> tuple[int, ContentsReader]:
-    """Store the recipes of `blocks` and `contents` of the file system that begins at byte `base`
-    of space `rootfs`, and whose bytes are `file`; the number of the contents' space, and a
-    reader of it for those who match disks against it.
+    contents: ContentsReader,
+    spool: Spool,
+    rootfs: int,
+    ledger: Ledger,
+    writer: PackWriter,
+    base: int = 0,
+    workers: int = 1,
+) -> tuple[int, Reader]:
+    """Store the recipes of `blocks` and `contents` of a file system that begins at byte `base` of
+    space `rootfs`. All of it is decoded, by so many threads, before anything is stored.
+
+    Returns:
+        The number of the space of contents, and a reader of it for those who match disks against
+        it: disks have the files in another order, in which blocks would be decoded many times, so
+        that it reads what was spooled.
 
     Raises:
-        Unexplained: its files hold nothing, or are more than 64 GiB.
+        Unexplained: a block does not decode to what the file system says.
     """
-    require(bool(content_ops(system, 0)), "a file system whose files hold nothing")
-    blocks = writer.add_recipe(block_ops(system, rootfs, ledger.decode_rule, base))
-    contents = writer.add_recipe(content_ops(system, blocks))
-    return contents, ContentsReader(file, system)
+    reader = _spooled(contents, spool, workers)
+    numbers = {rule: ledger.decode_rule(rule) for rule in decode_rules(contents.system, rootfs)}
+    below = writer.add_recipe(block_ops(contents.system, rootfs, numbers, base))
+    return writer.add_recipe(content_ops(contents.system, below)), reader
+
+
+def _spooled(contents: ContentsReader, spool: Spool, workers: int) -> Reader:
+    try:
+        for pieces in contents.in_order(workers):
+            spool.append(join(iter(pieces)))
+    except HostileInput as error:
+        raise Unexplained(f"{contents.system.kind}: {error}") from None
+    return _SpoolReader(spool)
+
+
+class _SpoolReader:
+    """A Reader over a spool that is complete."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool, self.size = spool, spool.size
+
+    def pread(self, offset: int, length: int) -> bytes:
+        check_span(offset, length, self.size, "the spooled contents of a file system")
+        return self._spool.read(offset, length)
 
 
 class ContentsReader:
     """A Reader over `contents`, by the same recipes that a bundle holds."""
 
     def __init__(self, file: Reader, system: FileSystem, cache: int = DEFAULT_CACHE) -> None:
-        """`cache` is the number of bytes of decoded blocks that are held."""
+        """`file` is what holds the file system; `cache` the bytes of decoded blocks that are held.
+
+        Raises:
+            Unexplained: as content_ops.
+        """
+        self.system = system
         rules = decode_rules(system, _ROOTFS)
+        numbers = {rule: number for number, rule in enumerate(rules)}
         spaces: dict[int, Space] = {
             _ROOTFS: ReaderSpace(file),
-            _BLOCKS: OpsSpace(block_ops(system, _ROOTFS, rules.index)),
+            _BLOCKS: OpsSpace(block_ops(system, _ROOTFS, numbers)),
             _CONTENTS: OpsSpace(content_ops(system, _BLOCKS)),
         }
-        self._reader = Machine(spaces, Rules(decodes=tuple(rules)), Cache(cache)).reader(_CONTENTS)
-        self.size = self._reader.size
+        self.size = spaces[_CONTENTS].size
+        counted = _CountedCache(cache, MAX_WORK * self.size)
+        self._machine = Machine(spaces, Rules(decodes=tuple(rules)), counted)
 
     def pread(self, offset: int, length: int) -> bytes:
-        return self._reader.pread(offset, length)
+        return self._machine.read(_CONTENTS, offset, length)
+
+    def in_order(self, workers: int) -> Iterator[list[Piece]]:
+        """All of it, piece by piece, decoded by so many threads."""
+        return blocks(self._machine, _CONTENTS, 0, self.size, workers)
+
+
+class _CountedCache(Cache):
+    """Makes so many bytes and no more: files may be scattered over blocks such that the cache
+    does not help."""
+
+    def __init__(self, limit: int, most: int) -> None:
+        super().__init__(limit)
+        self._left = most
+
+    def get(self, key: Hashable, make: Callable[[], bytes]) -> bytes:
+        def counted() -> bytes:
+            require(self._left >= 0, "files that are scattered over blocks")
+            value = make()
+            self._left -= len(value)
+            return value
+
+        return super().get(key, counted)
 
 
 def _rule(block: Block, rootfs: int) -> DecodeRule:
@@ -164,7 +229,7 @@ def _starts(system: FileSystem) -> list[int]:
 
 def _distinct(system: FileSystem, starts: Sequence[int]) -> Iterator[Content]:
     """The files that hold anything but zeros, each once, by their first bytes in `blocks`."""
-    found: dict[tuple[Piece, ...], tuple[int, Content]] = {}
+    found: dict[tuple[filesystem.Piece, ...], tuple[int, Content]] = {}
     for content in system.contents:
         first = next((piece for piece in content.pieces if piece.block != ZEROS), None)
         if first is not None:

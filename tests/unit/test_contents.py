@@ -20,6 +20,7 @@ from rehydrator.core.ops import Copy, Decode, is_zeros
 from rehydrator.core.reader import BytesReader
 from rehydrator.delta import PageIndex
 from rehydrator.formats.filesystem import ZEROS, Block, Content, FileSystem, Piece
+from rehydrator.streaming import MemorySpool
 from tests.unit.test_packing import opened
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def test_recipes_name_each_block_once_and_as_it_lies() -> None:
     ]
     numbers = {number: rule.codec for number, rule in enumerate(rules)}
     xz, packed, plain, first = system.blocks
-    ops = block_ops(system, 5, rules.index, base=1000)
+    ops = block_ops(system, 5, {rule: number for number, rule in enumerate(rules)}, base=1000)
     named = [numbers[op.rule] if isinstance(op, Decode) else "" for op in ops]
     assert named == ["zstd.frame", "xz", "", "zlib"]
     assert [(op.length, op.offset) for op in ops if isinstance(op, Decode | Copy)] == [
@@ -120,18 +121,41 @@ def test_a_file_system_beyond_the_limit_is_declined(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(contents, "MAX_CONTENTS", len(EXPECTED))
     assert sum(op.length for op in content_ops(system, 0)) == len(EXPECTED)
     monkeypatch.setattr(contents, "MAX_CONTENTS", len(EXPECTED) - 1)
-    with pytest.raises(Unexplained, match="files of more than"):
+    with pytest.raises(Unexplained, match="too much room"):
+        content_ops(system, 0)
+    monkeypatch.undo()
+    monkeypatch.setattr(contents, "MAX_RATIO", 1)
+    with pytest.raises(Unexplained, match="too much room"):
         content_ops(system, 0)
 
 
-def test_a_block_that_lies_is_refused() -> None:
-    """What a map promises is not believed: the bytes are decoded to exactly their length."""
+def test_files_scattered_over_blocks_are_declined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page may ask for another block: what is decoded is limited."""
+    plain = [noise(1 << 20) for _ in range(3)]
+    packed = [zstd.compress(each) for each in plain]
+    starts = [sum(map(len, packed[:number])) for number in range(3)]
+    blocks = tuple(Block(at, len(data), 1 << 20, "zstd") for at, data in zip(starts, packed, strict=True))
+    pieces = tuple(Piece(at * PAGE, PAGE, at % 3, at * PAGE) for at in range(200))
+    system = FileSystem("erofs", sum(map(len, packed)), blocks, (Content(b"f", 200 * PAGE, pieces),), {})
+    raw = BytesReader(b"".join(packed))
+    expected = b"".join(plain[piece.block][piece.start :][:PAGE] for piece in pieces)
+    assert ContentsReader(raw, system).pread(0, 200 * PAGE) == expected
+    with pytest.raises(Unexplained, match="scattered"):
+        ContentsReader(raw, system, cache=2 << 20).pread(0, 200 * PAGE)
+    monkeypatch.setattr(contents, "MAX_WORK", 256)
+    assert ContentsReader(raw, system, cache=2 << 20).pread(0, 200 * PAGE) == expected
+
+
+def test_a_block_that_lies_is_refused(tmp_path: Path) -> None:
+    """What a map promises is not believed: the bytes are decoded to exactly their length, and
+    before anything is stored."""
     raw, system = rootfs()
     wrong = Block(system.blocks[0].offset, system.blocks[0].stored, 8999, "xz")
     lying = FileSystem("squashfs", len(raw), (wrong, *system.blocks[1:]), system.contents, {})
-    reader = ContentsReader(BytesReader(raw), lying)
     with pytest.raises(HostileInput, match="xz"):
-        reader.pread(0, reader.size)
+        ContentsReader(BytesReader(raw), lying).pread(0, len(EXPECTED))
+    with pytest.raises(Unexplained, match=r"squashfs: .* xz"):
+        bundled(tmp_path, raw, lying, 0)
 
 
 def test_unknown_bytes_are_declined() -> None:
@@ -150,11 +174,12 @@ def bundled(root: Path, raw: bytes, system: FileSystem, base: int) -> tuple[byte
         writer = PackWriter(root, ledger, 1, pool, 2)
         [(space, at, length)] = writer.append(bytes(base) + raw)
         published = writer.add_recipe([Copy(length, space, at)])
-        number, reader = contents.store(BytesReader(raw), system, published, ledger, writer, base)
+        reader = ContentsReader(BytesReader(raw), system)
+        number, spooled = contents.store(reader, MemorySpool(), published, ledger, writer, base)
         writer.finish()
         writer.close()
     bundle = opened(root, ledger)
-    return bundle.machine.read(number, 0, bundle.machine.space(number).size), reader.pread(0, reader.size)
+    return bundle.machine.read(number, 0, bundle.machine.space(number).size), spooled.pread(0, spooled.size)
 
 
 @pytest.mark.parametrize("base", [0, 777])
@@ -163,11 +188,11 @@ def test_a_bundle_gives_the_contents_back(tmp_path: Path, base: int) -> None:
     assert bundled(tmp_path, *rootfs(), base) == (EXPECTED, EXPECTED)
 
 
-def test_a_file_system_without_bytes_is_declined(tmp_path: Path) -> None:
+def test_a_file_system_without_bytes_is_declined() -> None:
     """There is nothing that a disk could have in common with it."""
     system = FileSystem("squashfs", 9, (), (Content(b"empty", 0, ()),), {})
     with pytest.raises(Unexplained, match="hold nothing"):
-        bundled(tmp_path, bytes(9), system, 0)
+        ContentsReader(BytesReader(bytes(9)), system)
 
 
 def make_tree(root: Path) -> int:
