@@ -275,6 +275,8 @@ def decode(data: bytes) -> Manifest:
         known_answers=top.each("known_answers", _known_answer),
         releases=top.each("releases", _release),
     )
+    if manifest.rules.streams and STREAMS not in top.texts("requires"):
+        raise HostileInput(f"{MANIFEST}: stream rules, and {STREAMS} is not among what it requires")
     _check(manifest)
     return manifest
 

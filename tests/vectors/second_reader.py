@@ -1,20 +1,23 @@
 """A second reader of bundles, written from bundle/FORMAT.md alone: short and slow.
 
 It imports nothing of `rehydrator`. `python second_reader.py DIRECTORY` checks every digest of
-a bare bundle directory, regenerates every artifact and prints its SHA-256.
+a bare bundle directory, regenerates every form of every artifact and prints its SHA-256.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import lzma
+import os
 import re
 import struct
+import subprocess
 import sys
 import zlib
 from bisect import bisect_right
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,6 +98,7 @@ PACK = FILE | {
     "index": {"offset": NUMBER, "length": NUMBER, "digest": HEX64},
 }
 SPACE = {"pack": LIST, "size": NUMBER, "chunks?": {"first": NUMBER, "count": NUMBER}, "inputs?": [LIST, LIST]}
+SPACE |= {"streams?": [LIST, LIST]}
 TERM = {"quantity": ("start", "last", "size"), "right": 63, "left": 63, "negative": bool}
 INTEGER = {"width": (1, 2, 4, 8), "endian": ("little", "big")}
 FIELD = INTEGER | {"at": 4096, "quantity": ("source", "length"), "shift": 63}
@@ -105,6 +109,7 @@ RULES = {
     "offsets": [INTEGER | {"table": LIST, "constant": (1 << 64) - 1, "terms": [TERM, 8]}, LIST],
     "encodes": [CODEC | {"input": LIST, "unit": 1 << 23, "table": LIST, "framing": FRAMING}, LIST],
     "decodes": [CODEC | {"input": LIST, "prefix?": LIST}, LIST],
+    "streams?": [CODEC | {"input": LIST}, LIST],
 }
 PLAIN = {"space": LIST, "offset": NUMBER, "length": 1 << 23}
 TRIED = {"rung": TEXT, "why": TEXT}
@@ -113,7 +118,7 @@ HOW |= {"facts?": {"*": TEXT}, "encoders?": {"*": TEXT}}
 FORM = {"name": NAME, "size": NUMBER, "sha256": HEX64, "data?": NUMBER, "space?": LIST}
 ARTIFACT = {"platform": NAME, "format": NAME, "arch": WORD, "role": WORD, "mtime": 1 << 40, "mode": 0o777}
 ARTIFACT |= {"sparse": bool, "virtual_size": NUMBER, "canonical": bool, "how": HOW}
-ARTIFACT |= {"forms": {"image": FORM, "published?": FORM}}
+ARTIFACT |= {"forms": {"image": FORM, "published?": FORM, "signature?": FORM}}
 DOCUMENT = FILE | {"file": r"streams/[A-Za-z0-9][A-Za-z0-9._-]{0,200}", "size": 32 * MEBI}
 RELEASE = {"name": NAME, "stream": NAME, "release": NAME, "document": DOCUMENT, "artifacts": [ARTIFACT, LIST]}
 MANIFEST = {
@@ -153,9 +158,13 @@ def fits(value: Any, shape: Any, where: str) -> None:
 def check(top: Any) -> None:
     need(isinstance(top, dict) and top.get("format") == "rehydrator-bundle", "not a bundle")
     need(type(top.get("version")) is int and top["version"] == 1, "unknown version")
-    need(top.get("requires") == [], "requires what is not known")
+    requires = top.get("requires")
+    need(isinstance(requires, list), "requires")
+    need(all(each == "streams" for each in requires), "requires what is not known")
     fits(top, MANIFEST, "bundle.json")
     packs, spaces, rules = top["packs"], top["spaces"], top["rules"]
+    streams = rules.get("streams") or []
+    need(not streams or requires, "stream rules that are not required")
     files = [each["file"] for each in packs] + [each["document"]["file"] for each in top["releases"]]
     need(len(set(files)) == len(files), "a file stands twice")
     for pack in packs:
@@ -168,10 +177,12 @@ def check(top: Any) -> None:
         need(not space.get("chunks") or isinstance(space.get("inputs"), list), "no inputs")
         need(space["pack"] < len(packs), "no such pack")
         need(all(each < number for each in inputs), "an input that is not lower")
-        need(all(low < high for low, high in pairwise(inputs)), "inputs do not ascend")
+        named = (space.get("streams") or []) if space.get("chunks") else []
+        need(all(each < len(streams) for each in named), "no such stream rule")
+        need(all(low < high for row in (inputs, named) for low, high in pairwise(row)), "do not ascend")
         depths.append(1 + max((depths[each] for each in inputs), default=0))
         need(depths[-1] <= 16, "too deep")
-    for rule in rules["encodes"] + rules["decodes"]:
+    for rule in rules["encodes"] + rules["decodes"] + streams:
         need(rule["input"] < len(spaces) and (rule.get("prefix") or 0) < len(spaces), "no such space")
     for rule in rules["encodes"]:
         framing = rule["framing"]
@@ -181,21 +192,29 @@ def check(top: Any) -> None:
     need(all(table["space"] < len(spaces) for table in rules["tables"]), "no such space")
     for rule in rules["offsets"] + rules["encodes"]:
         need(rule["table"] < len(rules["tables"]), "no such table")
-    for each in rules["encodes"] + rules["decodes"] + top["known_answers"]:
+    for each in rules["encodes"] + rules["decodes"] + streams + top["known_answers"]:
         need(all(type(v) is int and abs(v) < 1 << 32 for v in each["params"].values()), "bad parameter")
     for answer in top["known_answers"]:
         plain = answer["plain"]
         need(plain["length"] and plain["space"] < len(spaces), "known answer about nothing")
         need(plain["offset"] + plain["length"] <= spaces[plain["space"]]["size"], "known answer outside")
     artifacts = [each for release in top["releases"] for each in release["artifacts"]]
-    for form in [form for each in artifacts for form in each["forms"].values() if form]:
+    forms = [(each["arch"], kind, form) for each in artifacts for kind, form in forms_of(each)]
+    for _, kind, form in forms:
         need(form["name"] not in {".", ".."} and len(form["name"].encode()) <= 255, "bad file name")
         need((form.get("data") or 0) <= form["size"], "more data than bytes")
-    for image in [each["forms"]["image"] for each in artifacts]:
-        need(type(image.get("space")) is int and image["space"] < len(spaces), "no recipe")
-        need(spaces[image["space"]]["size"] == image["size"], "recipe of another size")
-    names = [(each["forms"]["image"]["name"], each["arch"]) for each in artifacts]
-    need(len(set(names)) == len(names), "two artifacts of one name")
+        if form.get("space") is None:
+            need(kind == "published", "no recipe")
+        else:
+            need(form["space"] < len(spaces), "no such space")
+            need(spaces[form["space"]]["size"] == form["size"], "recipe of another size")
+    names = [(form["name"], arch) for arch, _, form in forms]
+    need(len(set(names)) == len(names), "two forms of one name")
+
+
+def forms_of(artifact: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    kinds = ("image", "published", "signature")
+    return [(kind, form) for kind in kinds if (form := artifact["forms"].get(kind)) is not None]
 
 
 # --- sections 5 and 6: frames and chunks
@@ -248,7 +267,8 @@ def unzigzag(value: int) -> int:
 
 def chunk_ops(data: bytes) -> list[tuple[int, ...]]:
     """(kind, length, where, …): Copy offset; Series first, step; Offsets index, first;
-    Encode offset, index, count; Decode offset, stored, prefix_offset, prefix_length."""
+    Encode offset, index, count; Decode offset, stored, prefix_offset, prefix_length;
+    Stream offset, plain."""
     count = int.from_bytes(data[:4], "little")
     need(len(data) > 4 and 0 < count <= 4096, "count of ops")
     columns, at = [], 4
@@ -265,16 +285,16 @@ def chunk_ops(data: bytes) -> list[tuple[int, ...]]:
 
 def one_op(ends: dict[tuple[int, int], int], row: tuple[int, ...]) -> tuple[int, ...]:
     kind, length, where, a, b, c, d = row
-    need(length and 1 <= kind <= 5, "kind or length")
-    need(not (kind == 1 and (b or c or d)) and not (kind in {2, 3} and (c or d)), "unused operand")
+    need(length and 1 <= kind <= 6, "kind or length")
+    need(not (kind == 1 and b) and not (kind in {1, 2, 3, 6} and (c or d)), "unused operand")
     if kind == 2:
         need(where >> 4 < 2 and where & 15 in (1, 2, 4, 8) and length % (where & 15) == 0, "series")
         return kind, length, where, a, unzigzag(b)
     value = ends.get((kind, where), 0) + unzigzag(b if kind == 3 else a)
     need(0 <= value < 1 << 63, "operand")
-    ends[kind, where] = value + {1: length, 5: b}.get(kind, 0)
+    ends[kind, where] = value + {1: length, 5: b, 6: b}.get(kind, 0)
     need(kind != 4 or not d, "unused operand")
-    return kind, length, where, value, *{1: (), 3: (a,), 4: (b, c), 5: (b, c, d)}[kind]
+    return kind, length, where, value, *{1: (), 3: (a,), 4: (b, c), 5: (b, c, d), 6: (b,)}[kind]
 
 
 # --- section 8: codecs
@@ -309,15 +329,149 @@ def check_deflate(params: dict[str, int]) -> None:
 def decode(codec: str, params: dict[str, int], stored: bytes, size: int) -> bytes:
     if codec == "zstd":
         return unzstd(stored, size)
-    deflate_library(codec)
-    check_deflate(params)
-    inflate = zlib.decompressobj(params["wbits"])
+    if codec in {"zlib", "zlib-ng"}:
+        check_deflate(params)
+        return unpacked(zlib.decompressobj(params["wbits"]), stored, size, False)
+    need(codec in {"xz", "zstd.frame", "deflate", "lz4", "lzma1"}, "unknown codec")
+    need(set(params) <= {"prefix"} and params.get("prefix", 0) in (0, 1), "block parameters")
+    prefix = params.get("prefix") == 1
+    if codec == "xz":
+        return unpacked(lzma.LZMADecompressor(lzma.FORMAT_XZ, 64 * MEBI), stored, size, prefix)
+    stored = stored.lstrip(b"\0")
+    if codec == "lz4":
+        return unlz4(stored, size, prefix)
+    if codec == "lzma1":
+        return unlzma1(stored, size)
+    options = {int(zstd.DecompressionParameter.window_log_max): 24}
+    decoder = zlib.decompressobj(-15) if codec == "deflate" else zstd.ZstdDecompressor(options=options)
+    return unpacked(decoder, stored, size, prefix)
+
+
+def unpacked(decoder: Any, stored: bytes, size: int, prefix: bool) -> bytes:
     try:
-        plain = inflate.decompress(stored, size + 1)
-    except zlib.error as error:
-        raise Malformed(f"deflate: {error}") from None
-    need(len(plain) == size and inflate.eof and not inflate.unused_data, "not one deflate stream")
+        plain: bytes = decoder.decompress(stored, size if prefix else size + 1)
+    except (zlib.error, lzma.LZMAError, zstd.ZstdError) as error:
+        raise Malformed(f"decoding: {error}") from None
+    need(len(plain) == size and (prefix or (decoder.eof and not decoder.unused_data)), "not one stream")
     return plain
+
+
+def unlzma1(stored: bytes, size: int) -> bytes:
+    need(stored, "nothing to decode")
+    lp, lc = divmod((255 - stored[0]) % 45, 9)
+    chain = {"id": lzma.FILTER_LZMA1, "lc": lc, "lp": lp, "pb": (255 - stored[0]) // 45}
+    try:
+        decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[chain | {"dict_size": max(size, 4096)}])
+    except (lzma.LZMAError, ValueError) as error:
+        raise Malformed(f"lzma1: {error}") from None
+    return unpacked(decoder, b"\0" + stored[1:], size, True)
+
+
+def unlz4(stored: bytes, size: int, prefix: bool) -> bytes:
+    """Sequences of literals and matches; the last one has no match."""
+    made, left = bytearray(), iter(stored)
+    try:
+        while len(made) <= size:
+            token = next(left)
+            literals = lz4_length(token >> 4, left)
+            literals = min(literals, size - len(made)) if prefix else literals
+            taken = bytes(islice(left, literals))
+            need(len(taken) == literals, "lz4: cut short")
+            made += taken
+            low = next(left, None)
+            if low is None or (prefix and len(made) == size):
+                break
+            distance = low + 256 * next(left)
+            need(0 < distance <= len(made), "lz4: before the beginning")
+            match = 4 + lz4_length(token & 15, left)
+            for _ in range(min(match, size - len(made) + (not prefix))):
+                made.append(made[-distance])
+    except StopIteration:
+        raise Malformed("lz4: cut short") from None
+    need(len(made) == size, "lz4: another size")
+    return bytes(made)
+
+
+def lz4_length(length: int, left: Iterator[int]) -> int:
+    more = 255 if length == 15 else 0
+    while more == 255:
+        more = next(left)
+        length += more
+    return length
+
+
+# Stream codecs: the highest and lowest value of each parameter.
+FLAG, LEVEL, PIECE = (0, 1), (0, 9), (1, 64 * MEBI)
+STREAM_CODECS = {
+    "deflate.zlib": {"level": LEVEL, "memlevel": (1, 9)},
+    "deflate.zlib-ng": {"level": LEVEL, "memlevel": (1, 9), "piece": PIECE},
+    "deflate.isal": {"level": (0, 3), "memlevel": (1, 9), "piece": PIECE},
+    "deflate.libdeflate": {"level": (0, 12)},
+    "deflate.gzip": {"level": (1, 9), "rsyncable": FLAG},
+    "deflate.pigz": {"level": LEVEL, "independent": FLAG, "rsyncable": FLAG},
+    "deflate.zip": {"level": (1, 9)},
+    "lzma2": {"preset": LEVEL, "extreme": FLAG, "dict_size": (4096, 1536 * MEBI)},
+}
+
+
+def stream(codec: str, params: dict[str, int], plain: bytes) -> bytes:
+    need(codec in STREAM_CODECS, "unknown stream codec")
+    if (codec, params) == ("lzma2", {"stored": 1}):
+        return lzma2_stored(plain)
+    ranges = STREAM_CODECS[codec]
+    need(params.keys() == ranges.keys(), "stream parameters")
+    need(all(low <= params[key] <= high for key, (low, high) in ranges.items()), "stream parameters")
+    try:
+        if codec == "lzma2":
+            preset = params["preset"] | params["extreme"] * lzma.PRESET_EXTREME
+            chain = [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": params["dict_size"]}]
+            return lzma.compress(plain, lzma.FORMAT_RAW, filters=chain)
+        return deflated(codec, params, plain)
+    except (ImportError, FileNotFoundError) as error:
+        raise Library(f"{codec}: {error}") from None
+
+
+def lzma2_stored(plain: bytes) -> bytes:
+    parts = [plain[at : at + 65536] for at in range(0, len(plain), 65536)]
+    heads = (bytes([1 if k == 0 else 2]) + (len(part) - 1).to_bytes(2, "big") for k, part in enumerate(parts))
+    return b"".join(head + part for head, part in zip(heads, parts, strict=True)) + b"\0"
+
+
+def deflated(codec: str, params: dict[str, int], plain: bytes) -> bytes:
+    level = f"-{params['level']}"
+    if codec == "deflate.gzip":
+        return filtered(["gzip", "-c", "-n", level, *["--rsyncable"] * params["rsyncable"]], plain)[10:-8]
+    if codec == "deflate.pigz":
+        flags = ["-i"] * params["independent"] + ["-R"] * params["rsyncable"]
+        return filtered(["pigz", "-c", "-n", "-p", "1", level, *flags], plain)[10:-8]
+    if codec == "deflate.zip":
+        archive = filtered(["zip", "-q", "-X", level, "-", "-"], plain)
+        names = struct.unpack("<HH", archive[26:30])
+        inflate = zlib.decompressobj(-15)
+        inflate.decompress(archive[30 + sum(names) :])
+        return archive[30 + sum(names) : -len(inflate.unused_data)]
+    if codec == "deflate.libdeflate":
+        import deflate
+
+        return bytes(deflate.deflate_compress(plain, params["level"]))
+    if codec == "deflate.zlib":
+        module: Any = zlib
+    elif codec == "deflate.zlib-ng":
+        from zlib_ng import zlib_ng as module
+    else:
+        from isal import isal_zlib as module
+    packer = module.compressobj(params["level"], zlib.DEFLATED, -15, params["memlevel"])
+    piece = params.get("piece") or len(plain) or 1
+    made = [packer.compress(plain[at : at + piece]) for at in range(0, len(plain), piece)]
+    return b"".join(made) + bytes(packer.flush())
+
+
+def filtered(argv: list[str], plain: bytes) -> bytes:
+    options = {"GZIP", "PIGZ", "ZIP", "ZIPOPT"}
+    environment = {key: value for key, value in os.environ.items() if key not in options}
+    done = subprocess.run(argv, input=plain, capture_output=True, check=False, env=environment)
+    need(done.returncode == 0, f"{argv[0]} failed")
+    return done.stdout
 
 
 # --- section 7: spaces and ops
@@ -337,6 +491,7 @@ class Bundle:
         self.plain = lru_cache(None)(self.plain)  # type: ignore[method-assign]
         self.rows = lru_cache(None)(self.rows)  # type: ignore[method-assign]
         self.ends = lru_cache(None)(self.ends)  # type: ignore[method-assign]
+        self.stream = lru_cache(None)(self.stream)  # type: ignore[method-assign]
 
     def pinned(self, stated: dict[str, Any]) -> bytes:
         try:
@@ -388,13 +543,15 @@ class Bundle:
             ops += more
         need(here == space["size"], "another size")
         need(all(self.named(op) <= set(space["inputs"]) for op in ops), "a space not among the inputs")
+        streams = {op[2] for op in ops if op[0] == 6}
+        need(streams <= set(space.get("streams") or []), "a stream rule that the space does not list")
         return list(accumulate((op[1] for op in ops), initial=0)), ops
 
     def named(self, op: tuple[int, ...]) -> set[int]:
         kind, _, where, *_ = op
         if kind in {1, 2}:
             return {where} if kind == 1 else set()
-        rules = self.rules[{3: "offsets", 4: "encodes", 5: "decodes"}[kind]]
+        rules = self.rules.get({3: "offsets", 4: "encodes", 5: "decodes", 6: "streams"}[kind]) or []
         need(where < len(rules), "no such rule")
         rule = rules[where]
         found = {rule["input"]} if kind > 3 else set()
@@ -431,6 +588,8 @@ class Bundle:
             return self.offsets(self.rules["offsets"][where], op, skip, take)
         if kind == 4:
             return self.encode(self.rules["encodes"][where], op, skip, take)
+        if kind == 6:
+            return self.stream(op)[skip : skip + take]
         return self.decode(self.rules["decodes"][where], op)[skip : skip + take]
 
     def ends(self, number: int) -> list[int]:
@@ -497,7 +656,14 @@ class Bundle:
         need(rule["codec"] == "zstd" and rule.get("prefix") is not None, "no prefix")
         return unzstd(data, length, self.read(rule["prefix"], prefix_at, prefix_length))
 
-    # --- whole artifacts
+    def stream(self, op: tuple[int, ...]) -> bytes:
+        _, length, where, offset, plain = op
+        rule = self.rules["streams"][where]
+        made = stream(rule["codec"], rule["params"], self.read(rule["input"], offset, plain))
+        need(len(made) == length, "a stream of another size")
+        return made
+
+    # --- whole forms
 
     def check_encoders(self, space: int) -> None:
         reach, left = set(), [space]
@@ -507,9 +673,10 @@ class Bundle:
                 reach.add(number)
                 left += self.spaces[number].get("inputs") or []
         tables = [table["space"] in reach for table in self.rules["tables"]]
-        for rule in self.rules["encodes"]:
-            if not tables[rule["table"]]:
-                continue
+        needed = [rule for rule in self.rules["encodes"] if tables[rule["table"]]]
+        numbers = {each for space in reach for each in self.spaces[space].get("streams") or []}
+        needed += [self.rules["streams"][number] for number in numbers]
+        for rule in needed:
             same = [
                 each
                 for each in self.top["known_answers"]
@@ -518,16 +685,19 @@ class Bundle:
             need(same, "no known answer for an encoder")
             for answer in same:
                 plain = self.read(*(answer["plain"][key] for key in ("space", "offset", "length")))
-                made = encode(answer["codec"], answer["params"], plain)
+                encoder = encode if rule in self.rules["encodes"] else stream
+                made = encoder(answer["codec"], answer["params"], plain)
                 if hashlib.sha256(made).hexdigest() != answer["sha256"]:
                     raise Library(f"needs {answer['library']}")
 
-    def artifacts(self) -> list[dict[str, Any]]:
-        """The image forms."""
-        return [each["forms"]["image"] for release in self.top["releases"] for each in release["artifacts"]]
+    def outputs(self) -> list[dict[str, Any]]:
+        """Every form that has a recipe."""
+        artifacts = [each for release in self.top["releases"] for each in release["artifacts"]]
+        forms = [form for artifact in artifacts for _, form in forms_of(artifact)]
+        return [form for form in forms if form.get("space") is not None]
 
-    def image(self, form: dict[str, Any]) -> Iterator[bytes]:
-        """An image form in pieces; Damaged at the end if its SHA-256 is another."""
+    def made(self, form: dict[str, Any]) -> Iterator[bytes]:
+        """A form in pieces; Damaged at the end if its SHA-256 is another."""
         self.check_encoders(form["space"])
         state = hashlib.sha256()
         for offset in range(0, form["size"], MEBI):
@@ -547,8 +717,8 @@ def integers(value: Any, width: int, endian: Any, skip: int, take: int) -> bytes
 def main(directory: str) -> int:
     try:
         bundle = Bundle(Path(directory))
-        for form in bundle.artifacts():
-            for _ in bundle.image(form):
+        for form in bundle.outputs():
+            for _ in bundle.made(form):
                 pass
             print(form["sha256"], form["name"])
     except Refusal as error:

@@ -17,6 +17,7 @@ from rehydrator.bundle import manifest
 from rehydrator.bundle.reader import Bundle, check_file
 from rehydrator.bundle.rehydrate import Options, produce, to_directory
 from rehydrator.core.errors import RehydratorError
+from rehydrator.host.filters import run_filter
 from rehydrator.oci.reference import open_bundle, parse
 from rehydrator.store.files import DirectoryFiles
 from tests.vectors import second_reader
@@ -51,36 +52,38 @@ def _whole(reader: Any) -> bytes:
 
 
 def first_reader(directory: Path, output: Path) -> dict[str, str]:
-    """Every pinned file checked and every artifact made, by rehydrator: SHA-256 by name and arch."""
-    bundle = Bundle(DirectoryFiles(directory))
-    for artifact in bundle.manifest.artifacts():
-        output.joinpath(artifact.arch).mkdir(parents=True, exist_ok=True)
-        to_directory(bundle, artifact, output / artifact.arch, Options())
-        produce(bundle, artifact, None, 1, lambda _: None)
+    """Every pinned file checked and every form made, by rehydrator: SHA-256 by name and arch."""
+    bundle = Bundle(DirectoryFiles(directory), run=run_filter)
+    outputs = bundle.manifest.outputs()
+    for each in outputs:
+        output.joinpath(each.artifact.arch).mkdir(parents=True, exist_ok=True)
+        to_directory(bundle, each, output / each.artifact.arch, Options())
+        produce(bundle, each, None, 1, lambda _: None)
     for stored in bundle.manifest.stored_files():
         check_file(bundle.files, stored)
-    return {f"{each.arch}/{each.image.name}": each.image.sha256 for each in bundle.manifest.artifacts()}
+    return {f"{each.artifact.arch}/{each.form.name}": each.form.sha256 for each in outputs}
 
 
 def second(directory: Path) -> list[str]:
-    """The SHA-256 of every artifact, by the second reader."""
+    """The SHA-256 of every form, by the second reader."""
     bundle = second_reader.Bundle(directory)
-    forms = bundle.artifacts()
+    forms = bundle.outputs()
     for form in forms:
-        assert sum(len(piece) for piece in bundle.image(form)) == form["size"]
+        assert sum(len(piece) for piece in bundle.made(form)) == form["size"]
     return [form["sha256"] for form in forms]
 
 
 def stated(directory: Path) -> list[str]:
-    """The SHA-256 of every artifact, as bundle.json states it."""
+    """The SHA-256 of every form that has a recipe, as bundle.json states it."""
     document = json.loads((directory / "bundle.json").read_bytes())
     artifacts = [each for release in document["releases"] for each in release["artifacts"]]
-    return [each["forms"]["image"]["sha256"] for each in artifacts]
+    forms = [each["forms"].get(kind) for each in artifacts for kind in ("image", "published", "signature")]
+    return [form["sha256"] for form in forms if form and "space" in form]
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_good_vector(name: str, tmp_path: Path) -> None:
-    """Both readers regenerate every artifact of a good vector with the digest that it states."""
+    """Both readers regenerate every form of a good vector with the digest that it states."""
     expected = stated(VECTORS / "good" / name)
     assert expected == second(VECTORS / "good" / name)
     assert expected == list(first_reader(VECTORS / "good" / name, tmp_path).values())
