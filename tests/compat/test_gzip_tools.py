@@ -6,10 +6,7 @@ import gzip as writer
 import io
 import random
 import struct
-import subprocess
-import threading
 import zlib
-from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -18,13 +15,13 @@ import pytest
 from zlib_ng import gzip_ng, zlib_ng
 
 from rehydrator import host
-from rehydrator.codecs import gzip_streams as streams
-from rehydrator.core.errors import RehydratorError
+from rehydrator.codecs import streams
 from rehydrator.core.reader import BytesReader
 from rehydrator.formats import gzip
+from rehydrator.host.filters import run_filter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -38,29 +35,6 @@ def plain() -> bytes:
     text = b" ".join(DICE.choice(words) for _ in range(260_000))[: 2 * MIB]
     records = b"".join(struct.pack("<IHH", k, k * 7 % 65536, DICE.randrange(9)) for k in range(50_000))
     return (text[:MIB] + records + DICE.randbytes(200 * KIB) + bytes(300 * KIB) + text[MIB:])[: 3 * MIB]
-
-
-def through(argv: Sequence[str], chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The Filter of these tests: a thread feeds the program, and we read what it writes."""
-    env = {"GZIP": "", "PIGZ": ""}
-    with host.started(argv, env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
-
-        def feed() -> None:
-            with suppress(BrokenPipeError, ValueError), program.stdin as pipe:  # type: ignore[union-attr]
-                for chunk in chunks:
-                    pipe.write(chunk)
-
-        feeder = threading.Thread(target=feed, daemon=True)
-        feeder.start()
-        try:
-            assert program.stdout is not None
-            while chunk := program.stdout.read(64 * KIB):
-                yield chunk
-            if program.wait(60):
-                raise RehydratorError(f"{argv[0]} failed")
-        finally:
-            program.kill()
-            feeder.join()
 
 
 def made(*argv: str, given: bytes | None = None) -> bytes:
@@ -88,11 +62,6 @@ def ng_member(level: int, piece: int) -> bytes:
     return packed
 
 
-def encoders(member: gzip.Member) -> list[streams.Encoder]:
-    every = [*streams.gnu_gzip(through), *streams.pigz(through), *streams.libraries()]
-    return streams.likeliest(every, member.header.xfl, member.header.os)
-
-
 def only_member(data: bytes) -> gzip.Member:
     layout = gzip.read(BytesReader(data), 32 * MIB, lambda _: None)
     assert (len(layout.members), layout.trailing) == (1, 0)
@@ -103,11 +72,22 @@ def recovered(data: bytes) -> tuple[str, dict[str, int]]:
     """The first encoder that a trial on a sample finds and the whole proves."""
     file, member = BytesReader(data), only_member(data)
     sample = gzip.sample(file, member)
-    for hit in streams.find(sample.plain, sample.packed, encoders(member), whole=sample.whole):
-        chunks = gzip.plain_chunks(file, member), gzip.packed_chunks(file, member)
-        if streams.prove(hit.encoder, *chunks) is None:
-            return hit.encoder.name, dict(hit.encoder.params)
+    hints = {"xfl": member.header.xfl, "os": member.header.os}
+    for hit in streams.find(
+        "deflate", sample.plain, sample.packed, hints, whole=sample.whole, run=run_filter
+    ):
+        if proven(file, member, hit.codec, dict(hit.params)) is None:
+            return hit.codec, dict(hit.params)
     return "none", {}
+
+
+def proven(file: BytesReader, member: gzip.Member, codec: str, params: dict[str, int]) -> int | None:
+    encoder = streams.encoder(codec, params, run_filter)
+    return streams.prove(encoder, gzip.plain_chunks(file, member), gzip.packed_chunks(file, member))
+
+
+def stream_of(codec: str, **params: int) -> bytes:
+    return b"".join(streams.encoder(codec, params, run_filter).encode([plain()]))
 
 
 @pytest.mark.parametrize("level", [1, 6, 9])
@@ -115,7 +95,7 @@ def recovered(data: bytes) -> tuple[str, dict[str, int]]:
 def test_gnu_gzip_is_found(level: int, rsyncable: int) -> None:
     """gzip 1.12, from a pipe."""
     data = made("gzip", "-nc", f"-{level}", *["--rsyncable"] * rsyncable)
-    assert ("gzip", {"level": level, "rsyncable": rsyncable}) == recovered(data)
+    assert ("deflate.gzip", {"level": level, "rsyncable": rsyncable}) == recovered(data)
 
 
 def test_gnu_gzip_with_name_and_time_is_found(tmp_path: Path) -> None:
@@ -125,47 +105,46 @@ def test_gnu_gzip_with_name_and_time_is_found(tmp_path: Path) -> None:
     header = only_member(data).header
     assert b"disk.raw" == header.name  # noqa: SIM300
     assert int((tmp_path / "disk.raw").stat().st_mtime) == header.mtime
-    assert ("gzip", {"level": 6, "rsyncable": 0}) == recovered(data)  # noqa: SIM300
+    assert ("deflate.gzip", {"level": 6, "rsyncable": 0}) == recovered(data)  # noqa: SIM300
 
 
 @pytest.mark.parametrize("flag", ["-p1", "-p3", "-i", "-R"])
 def test_pigz_is_found_whatever_its_threads(flag: str) -> None:
     """pigz writes the same bytes with one thread and with three."""
     params = {"independent": int(flag == "-i"), "rsyncable": int(flag == "-R"), "level": 6}
-    assert ("pigz", params) == recovered(made("pigz", "-nc", flag))
+    assert ("deflate.pigz", params) == recovered(made("pigz", "-nc", flag))
 
 
 @pytest.mark.parametrize("level", [1, 6, 9])
 def test_python_gzip_is_found(level: int) -> None:
     """GzipFile is zlib with memLevel 8; its pieces do not matter."""
-    params = {"level": level, "memlevel": 8, "piece": 64 * KIB}
-    assert ("zlib", params) == recovered(python_gzip(level))
-    assert ("zlib", params) == recovered(writer.compress(plain(), level))
+    params = {"level": level, "memlevel": 8}
+    assert ("deflate.zlib", params) == recovered(python_gzip(level))
+    assert ("deflate.zlib", params) == recovered(writer.compress(plain(), level))
 
 
 def test_zlib_with_memlevel_9_is_found() -> None:
     """memLevel 9 has longer blocks than 8."""
-    params = {"level": 6, "memlevel": 9, "piece": 64 * KIB}
-    assert ("zlib", params) == recovered(zlib_member(6, 9))
+    params = {"level": 6, "memlevel": 9}
+    assert ("deflate.zlib", params) == recovered(zlib_member(6, 9))
 
 
 @pytest.mark.parametrize(("level", "piece"), [(1, 8 * KIB), (6, 16 * KIB), (6, 64 * KIB), (9, 64 * KIB)])
 def test_zlib_ng_is_found_with_its_pieces(level: int, piece: int) -> None:
     """At levels 1, 5 and 6 the size of the writer's pieces is recovered as well."""
     params = {"level": level, "memlevel": 8, "piece": piece}
-    assert ("zlib-ng", params) == recovered(ng_member(level, piece))
+    assert ("deflate.zlib-ng", params) == recovered(ng_member(level, piece))
 
 
 def test_zlib_ng_depends_on_its_pieces_and_zlib_does_not() -> None:
-    """The reason why `piece` is a parameter."""
+    """The reason why `piece` is a parameter of the one and not of the other."""
     for level in range(1, 10):
-        old = {streams_of("zlib", level, piece) for piece in (8 * KIB, 64 * KIB)}
-        new = {streams_of("zlib-ng", level, piece) for piece in (8 * KIB, 64 * KIB)}
-        assert (1, 2 if level in {1, 5, 6} else 1) == (len(old), len(new)), level
-
-
-def streams_of(name: str, level: int, piece: int) -> bytes:
-    return b"".join(streams.Library(name, level, 8, piece).encode([plain()]))
+        params = {"level": level, "memlevel": 8}
+        new = {stream_of("deflate.zlib-ng", **params, piece=piece) for piece in (8 * KIB, 64 * KIB)}
+        assert len(new) == (2 if level in {1, 5, 6} else 1), level
+        deflate = zlib.compressobj(level, zlib.DEFLATED, -15, 8)
+        old = b"".join(deflate.compress(plain()[at : at + 999]) for at in range(0, len(plain()), 999))
+        assert old + deflate.flush() == stream_of("deflate.zlib", **params), level
 
 
 def test_gzip_ng_writer_is_found() -> None:
@@ -174,26 +153,27 @@ def test_gzip_ng_writer_is_found() -> None:
     opened: Any = gzip_ng.GzipNGFile
     with opened("x", "wb", 9, buffer) as file:
         file.write(plain())
-    assert (recovered(buffer.getvalue())[0], recovered(buffer.getvalue())[1]["level"]) == ("zlib-ng", 9)
+    assert (recovered(buffer.getvalue())[0], recovered(buffer.getvalue())[1]["level"]) == (
+        "deflate.zlib-ng",
+        9,
+    )
 
 
 def test_gnu_gzip_is_not_reproduced_by_a_library() -> None:
-    """The reason why the program is run: no level of zlib or zlib-ng gives its bytes."""
+    """The reason why the program is run: no level of any library gives its bytes."""
     data = made("gzip", "-nc")
     file, member = BytesReader(data), only_member(data)
-    differs = [
-        streams.prove(each, gzip.plain_chunks(file, member), gzip.packed_chunks(file, member))
-        for each in streams.libraries()
-    ]
-    assert None not in differs
+    sample = plain()[: 320 * KIB]
+    packed = b"".join(gzip.packed_chunks(file, member))
+    hits = streams.find("deflate", sample, packed, {}, whole=False)
+    assert [proven(file, member, hit.codec, dict(hit.params)) is None for hit in hits] == [False] * len(hits)
 
 
 def test_a_wrong_encoder_is_refused_at_an_offset() -> None:
     """prove names the first byte that differs."""
     data = made("gzip", "-nc")
     file, member = BytesReader(data), only_member(data)
-    wrong = streams.Program("gzip", ("-9",), (("level", 9),), through)
-    offset = streams.prove(wrong, gzip.plain_chunks(file, member), gzip.packed_chunks(file, member))
+    offset = proven(file, member, "deflate.gzip", {"level": 9, "rsyncable": 0})
     other = made("gzip", "-nc9")[10:]
     assert offset == next(
         at for at, pair in enumerate(zip(data[10:], other, strict=False)) if len({*pair}) > 1
@@ -215,8 +195,8 @@ def test_bgzf_members_are_recovered_one_by_one() -> None:
     assert layout.bgzf
     for member in layout.members:
         sample = gzip.sample(file, member)
-        hits = streams.find(sample.plain, sample.packed, streams.libraries(), whole=sample.whole)
-        assert ("zlib", 6) == (hits[0].encoder.name, dict(hits[0].encoder.params)["level"])  # noqa: SIM300
+        (hit,) = streams.find("deflate", sample.plain, sample.packed, {"os": 255}, whole=sample.whole)
+        assert ("deflate.zlib", 6) == (hit.codec, dict(hit.params)["level"])  # noqa: SIM300
 
 
 def test_members_that_tools_append_are_read() -> None:
@@ -233,7 +213,7 @@ def test_zeros_are_recovered() -> None:
     """20 MiB of zeros: levels agree with each other, the whole decides."""
     data = made("gzip", "-nc9", given=bytes(20 * MIB))
     name, params = recovered(data)
-    assert ("gzip", 0) == (name, params["rsyncable"])  # noqa: SIM300
+    assert ("deflate.gzip", 0) == (name, params["rsyncable"])  # noqa: SIM300
 
 
 def test_options_of_the_environment_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +221,7 @@ def test_options_of_the_environment_do_not_count(monkeypatch: pytest.MonkeyPatch
     usual = made("gzip", "-nc")
     monkeypatch.setenv("GZIP", "--rsyncable")
     assert usual != made("gzip", "-nc")
-    assert usual[10:-8] == b"".join(streams.gnu_gzip(through)[0].encode([plain()]))
+    assert usual[10:-8] == stream_of("deflate.gzip", level=6, rsyncable=0)
 
 
 def test_a_program_ends_when_the_comparison_does() -> None:
@@ -254,7 +234,7 @@ def test_a_program_ends_when_the_comparison_does() -> None:
             taken += 64 * KIB
             yield DICE.randbytes(64 * KIB)
 
-    program = streams.gnu_gzip(through)[0]
+    program = streams.encoder("deflate.gzip", {"level": 6, "rsyncable": 0}, run_filter)
     assert streams.prove(program, endless(), [b"\xff" * 100]) == 0
     assert taken < 32 * MIB
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gzip as writer
 import random
 import struct
 import zlib
 
 import pytest
 
-from rehydrator.codecs import gzip_streams as streams
 from rehydrator.core.errors import HostileInput, LimitExceeded, Unexplained
 from rehydrator.core.reader import BytesReader
 from rehydrator.formats import gzip
@@ -202,39 +200,3 @@ def test_a_sample_of_a_large_member_is_bounded() -> None:
         assert data[10:].startswith(sample.packed)
         assert not sample.whole
         assert len(sample.plain) <= most
-
-
-def test_streams_are_compared_however_they_are_cut() -> None:
-    """The first difference, or the end of the shorter one, whatever the pieces."""
-    data = DICE.randbytes(1000)
-    other = data[:700] + bytes([data[700] ^ 1]) + data[701:]
-
-    def cut(whole: bytes, size: int) -> list[bytes]:
-        return [b"", *(whole[at : at + size] for at in range(0, len(whole), size))]
-
-    for one in (1, 7, 256, 1000):
-        for two in (1, 9, 300, 1000):
-            assert streams.first_difference(iter(cut(data, one)), cut(data, two)) is None
-            assert 700 == streams.first_difference(iter(cut(other, one)), cut(data, two))  # noqa: SIM300
-            assert 400 == streams.first_difference(iter(cut(data[:400], one)), cut(data, two))  # noqa: SIM300
-            assert 400 == streams.first_difference(iter(cut(data, one)), cut(data[:400], two))  # noqa: SIM300
-
-
-def test_a_program_that_writes_something_else_is_refused() -> None:
-    """No header of ten bytes, or nothing at all, is told in words."""
-    for said in ([], [b"\x1f\x8b"], [b"not gzip at all, but text"], [writer.compress(b"x")[:12]]):
-        program = streams.gnu_gzip(lambda _argv, _chunks, said=said: iter(said))[0]  # type: ignore[misc]
-        with pytest.raises(HostileInput, match="gzip wrote no gzip"):
-            list(program.encode([b"x"]))
-
-
-def test_the_header_orders_the_trial() -> None:
-    """XFL 2 is level 9 and 4 is level 1; OS 255 is Python's GzipFile, 3 is a program."""
-    every = [*streams.libraries(), *streams.gnu_gzip(lambda _argv, _chunks: iter(()))]
-    first = [
-        (found.name, dict(found.params)["level"])
-        for xfl, system in ((2, 3), (4, 3), (0, 3), (2, 255))
-        for found in streams.likeliest(every, xfl, system)[:1]
-    ]
-    assert [("gzip", 9), ("gzip", 1), ("gzip", 6), ("zlib", 9)] == first  # noqa: SIM300
-    assert sorted(map(repr, every)) == sorted(map(repr, streams.likeliest(every, 0, 3)))
