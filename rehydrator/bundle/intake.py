@@ -292,7 +292,12 @@ def unpack(file: Reader, name: str, target: Path, limit: int) -> tuple[Measured,
                 put(bytes(held[:_BLOCK]))
                 del held[:_BLOCK]
 
-        layout = containers.read(file, name, limit, take)
+        try:
+            layout = containers.read(file, name, limit, take)
+        except HostileInput as error:
+            raise HostileInput(f"{error}; damaged or cut short: fetch it again") from None
+        except LimitExceeded as error:
+            raise LimitExceeded(f"{error} (--max-image-size)") from None
         put(bytes(held))
         image.truncate(size)
     return Measured(size, state.hexdigest(), data), layout

@@ -118,6 +118,9 @@ class Selection:
             for each in every
             if each.form.name == name and (not self._arch or each.artifact.arch == self._arch)
         ]
+        if here and all(each.form.space is None for each in here):
+            image = here[0].artifact.image.name
+            raise NotInBundle(f"{name}: the bundle has only its digest; {image} is there as --form image")
         if not here:
             known = _listed(each.form.name for each in every if each.form.space is not None)
             raise NotInBundle(f"no file {name!r} in this bundle; it has {known}")

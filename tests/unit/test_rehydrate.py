@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rehydrator.bundle import rehydrate
-from rehydrator.bundle.manifest import Artifact, Form
+from rehydrator.bundle.manifest import Artifact, Form, Manifest, Output, PackSpace, RecipeSpace
 from rehydrator.bundle.reader import Bundle
 from rehydrator.bundle.rehydrate import FileSink, Options, PipeSink, explain_os_error, to_directory, to_pipe
 from rehydrator.core.digest import sha256_hex
@@ -42,13 +42,15 @@ class OneImage(Bundle):
 
     def __init__(self) -> None:
         self.machine = Machine({0: ReaderSpace(BytesReader(WORDS)), 1: OpsSpace(OPS)}, Rules())
+        spaces = (PackSpace(0, len(WORDS)), RecipeSpace(0, 0, 1, len(WHOLE), (0,)))
+        self.manifest = Manifest((), spaces, Rules(), (), ())
 
-    def reader(self, artifact: Artifact) -> SpaceReader:
+    def open_form(self, artifact: Artifact, form: Form) -> SpaceReader:
         return self.machine.reader(1)
 
 
 BUNDLE = OneImage()
-IMAGE = Artifact(
+ARTIFACT = Artifact(
     platform="qemu",
     arch="x86_64",
     format="raw",
@@ -61,7 +63,8 @@ IMAGE = Artifact(
     virtual_size=0,
     canonical=False,
 )
-WRONG = replace(IMAGE, image=replace(IMAGE.image, sha256="0" * 64))
+IMAGE = Output(ARTIFACT, ARTIFACT.image)
+WRONG = replace(IMAGE, form=replace(ARTIFACT.image, sha256="0" * 64))
 
 
 @pytest.mark.parametrize("jobs", [1, 7])
@@ -136,7 +139,8 @@ def test_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(LimitExceeded, match=r"disk\.raw.*free some"):
                 to_directory(BUNDLE, IMAGE, tmp_path, Options())
         assert names_in(tmp_path) == []
-    large = replace(IMAGE, image=replace(IMAGE.image, data=1 << 60))
+    vast = replace(ARTIFACT.image, data=1 << 60)
+    large = Output(replace(ARTIFACT, image=vast), vast)
     with pytest.raises(LimitExceeded, match=f"{1 << 60} bytes"):
         to_directory(BUNDLE, large, tmp_path, Options())
 
@@ -167,18 +171,20 @@ def read_all(descriptor: int, into: list[bytes]) -> threading.Thread:
     return thread
 
 
-@pytest.mark.parametrize("artifacts", [[IMAGE], [IMAGE, replace(IMAGE, mode=0o600)]])
-def test_to_pipe(artifacts: list[Artifact]) -> None:
+@pytest.mark.parametrize(
+    "outputs", [[IMAGE], [IMAGE, replace(IMAGE, artifact=replace(ARTIFACT, mode=0o600))]]
+)
+def test_to_pipe(outputs: list[Output]) -> None:
     """One image is its bytes; several are a tar, padded and ended."""
     found: list[bytes] = []
     reading, writing = os.pipe()
     thread = read_all(reading, found)
-    to_pipe(BUNDLE, artifacts, writing, 2)
+    to_pipe(BUNDLE, outputs, writing, 2)
     os.close(writing)
     thread.join()
     os.close(reading)
     data = b"".join(found)
-    if len(artifacts) == 1:
+    if len(outputs) == 1:
         assert data == WHOLE
     else:
         assert len(data) % 512 == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,12 @@ def artifact(name: str, platform: str, key: str, arch: str = "x86_64", role: str
     return Artifact(platform, arch, key, role, image, published, 0, 0o644, False, 0, False)
 
 
+def with_signature(name: str, platform: str, key: str, published: Form | None) -> Artifact:
+    """An artifact that the bundle gives back as published, with the signature of that file."""
+    signature = Form(f"{published.name if published else name}.sig", 1, "2" * 64, 0)
+    return replace(artifact(name, platform, key, "ppc64le"), published=published, signature=signature)
+
+
 ALL = [
     artifact("q", "qemu", "qcow2.xz"),
     artifact("q-arm", "qemu", "qcow2.xz", "aarch64"),
@@ -30,6 +37,8 @@ ALL = [
     artifact("v2", "vm", "vmdk"),
     artifact("h1", "hyperv", "vhdx.zip"),
     artifact("h2", "hyperv", "tar.gz"),
+    with_signature("b", "both", "raw.gz", Form("b.gz", 1, "1" * 64, 0)),
+    with_signature("a", "alone", "ova", None),
 ]
 
 
@@ -37,7 +46,7 @@ def names(host: str = "x86_64", **wanted: Any) -> list[str]:
     """The names that a request gives."""
     empty: dict[str, Any] = {"disks": (), "names": (), "iso": False, "pxe": False, "every": False}
     request = {**empty, "arch": None, "formats": (), **wanted}
-    return [each.image.name for each in select(ALL, **request, host_arch=lambda: host)]
+    return [each.form.name for each in select(ALL, **request, host_arch=lambda: host)]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +73,15 @@ def names(host: str = "x86_64", **wanted: Any) -> list[str]:
         ({"disks": ["metal"], "iso": True, "pxe": True}, ["m", "iso", "k", "i"]),
         ({"names": ["k", "q-arm"]}, ["k", "q-arm"]),
         ({"disks": ["qemu"], "names": ["q"]}, ["q"]),
+        ({"disks": ["qemu"], "form": "published"}, ["q.xz"]),
+        ({"disks": ["both"]}, ["b"]),
+        ({"disks": ["both"], "form": "image"}, ["b"]),
+        ({"disks": ["both"], "form": "published"}, ["b.gz", "b.gz.sig"]),
+        ({"disks": ["alone"], "form": "published"}, ["a", "a.sig"]),
+        ({"names": ["b.gz"]}, ["b.gz"]),
+        ({"names": ["b.gz"], "form": "image"}, ["b"]),
+        ({"names": ["b"], "form": "published"}, ["b.gz", "b.gz.sig"]),
+        ({"names": ["b.gz.sig", "b"]}, ["b.gz.sig", "b"]),
         ({"every": True, "arch": "s390x"}, ["z"]),
         ({"every": True}, [each.image.name for each in ALL]),
     ],
@@ -79,7 +97,7 @@ def test_named(wanted: dict[str, Any], expected: list[str]) -> None:
         ({"disks": ["nowhere"]}, NotInBundle, "ibm, metal, qemu, vm"),
         ({"disks": ["qemu"], "host": "riscv64"}, UsageError, "aarch64, x86_64"),
         ({"disks": ["qemu"], "arch": "s390x"}, NotInBundle, "aarch64, x86_64"),
-        ({"disks": ["qemu"], "arch": "z80"}, NotInBundle, "aarch64, s390x, x86_64"),
+        ({"disks": ["qemu"], "arch": "z80"}, NotInBundle, "aarch64, ppc64le, s390x, x86_64"),
         ({"disks": ["vm"]}, UsageError, "--format: ova, vmdk"),
         ({"disks": ["vm"], "formats": ["raw"]}, NotInBundle, "ova, vmdk"),
         ({"disks": ["qemu"], "formats": ["raw"]}, NotInBundle, "qcow2.xz"),
@@ -88,7 +106,7 @@ def test_named(wanted: dict[str, Any], expected: list[str]) -> None:
         ({"iso": True, "arch": "s390x"}, NotInBundle, "no iso for s390x"),
         ({"pxe": True, "arch": "aarch64"}, NotInBundle, "no pxe for aarch64"),
         ({"names": ["nothing"]}, NotInBundle, "q-arm"),
-        ({"names": ["q.xz"]}, NotInBundle, "q-arm"),
+        ({"names": ["q.xz"]}, NotInBundle, "only its digest; q is there"),
         ({"names": ["q"], "arch": "aarch64"}, NotInBundle, "q-arm"),
     ],
 )
@@ -116,4 +134,4 @@ def test_metal_is_the_raw_disk(suffix: str, backwards: bool) -> None:
         [found] = select(
             all_[::-1] if backwards else all_, **request, arch=None, formats=formats, host_arch=lambda: "x"
         )
-        assert found.format == expected
+        assert found.artifact.format == expected

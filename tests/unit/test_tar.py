@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rehydrator.core.errors import Unexplained
-from rehydrator.core.ops import Copy
+from rehydrator.core.ops import Copy, Rules, Stream, StreamRule
 from rehydrator.core.reader import BytesReader
 from rehydrator.formats import c_tar as c
 from rehydrator.formats import c_vhd, explain, tar
+from rehydrator.formats.explanation import FILE, LAYER, MAX_LAYERS, Unpacked
 from rehydrator.formats.explanation import FILE, GUEST
 from rehydrator.store.files import FileReader
 from tests import tar_images as make
@@ -25,6 +26,8 @@ from tests.suites.explained import check_explanation, check_guest, unexplained_b
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from rehydrator.core.reader import Reader
 
 DICE = random.Random(21)
 BOOT = bytes(510) + b"\x55\xaa"
@@ -129,11 +132,45 @@ def test_nested_tar_without_a_disk_stands_in_nobodys_way() -> None:
     assert "behind the end" in refused(make.member(damaged) + make.END)
 
 
-def test_gzip_inside_is_said() -> None:
-    """A layer that is gzip is declined by its name, wherever it stands."""
-    layer = make.member(gzip.compress(make.member(disk(9)) + make.END))
-    for data in (layer, make.member(layer + make.END)):
-        assert "gzip, which cannot be taken apart yet" in refused(data + make.END)
+def test_gzip_inside() -> None:
+    """A compressed layer is taken apart by whoever can, wherever it stands, and explained in turn;
+    where nobody can, there is no disk."""
+    guest = disk(9)
+    inner = make.member(guest) + make.END
+    packed = gzip.compress(inner)
+    rule = StreamRule("deflate.zlib", (("level", 9),), LAYER)
+    ops = [Copy(10, FILE, 0), Stream(len(packed) - 18, 0, 0, len(inner)), Copy(8, FILE, len(packed) - 8)]
+
+    def unpack(file: Reader) -> Unpacked | None:
+        is_packed = file.size >= len(packed) and file.pread(0, len(packed)) == packed
+        return Unpacked("gzip", BytesReader(inner), ops, (rule,), {"gzip -9": "1.12"}) if is_packed else None
+
+    layer = make.member(packed)
+    for data, at in ((layer, 512), (make.member(layer + make.END), 1024)):
+        file = BytesReader(data + make.END)
+        found = explain(file, unpack=unpack)
+        assert found.format == "tar+" * (at // 512) + "gzip+tar+raw"
+        assert found.rules == Rules(streams=(rule,))
+        assert [op for op in found.ops if isinstance(op, Stream)] == [ops[1]]
+        assert sum(op.length for op in found.ops[: found.ops.index(ops[1])]) == at + 10
+        assert [each.explanation.format for each in found.layers] == ["tar+raw"]
+        assert found.guest.pread(0, found.guest.size) == guest
+        with pytest.raises(Unexplained, match="no member is a disk"):
+            explain(file)
+
+
+def test_layers_have_a_limit() -> None:
+    """Layers in layers end somewhere, also where each holds itself."""
+    endless = BytesReader(bytes(7))
+    asked = []
+
+    def unpack(file: Reader) -> Unpacked | None:
+        asked.append(file)
+        return Unpacked("gzip", endless, [Copy(7, FILE, 0)], (), {})
+
+    with pytest.raises(Unexplained):
+        explain(endless, unpack=unpack)
+    assert len(asked) == MAX_LAYERS
 
 
 def test_oci_archive() -> None:
