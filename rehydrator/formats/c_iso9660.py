@@ -108,14 +108,14 @@ APM_SIGNATURE: Final = b"PM"
 
 class Descriptor(NamedTuple):
     """A primary, supplementary or enhanced volume descriptor; `tree` is "", "Joliet", "Enhanced"
-    or "Supplementary"; `space` is in bytes."""
+    or "Supplementary"; `space` is in bytes, `raw` the whole descriptor."""
 
     tree: str
     space: int
     block: int
     set_size: int
     sequence: int
-    root: bytes
+    raw: bytes
 
 
 class Record(NamedTuple):

@@ -12,7 +12,7 @@ Associated files (Apple's resource forks) and symbolic links are no regular file
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -73,7 +73,7 @@ def read(file: Reader) -> FileSystem:
     images = _images(file, catalogue)
     contents += _boot_contents(file, images, partitions, blocks)
     require(len({content.path for content in contents}) == len(contents), "two files of one path")
-    facts = _facts(file, trees) | _boot_facts(images, partitions)
+    facts = _facts(file, descriptors[0], trees) | _boot_facts(images, partitions)
     return FileSystem("iso9660", descriptors[0].space, blocks.finish(), tuple(contents), facts)
 
 
@@ -116,7 +116,7 @@ def _descriptor(raw: bytes, at: int) -> c.Descriptor:
     space = _both(raw, c.SPACE_SIZE, c.BOTH_LONG, at) * block
     set_size = _both(raw, c.SET_SIZE, c.BOTH_SHORT, at)
     sequence = _both(raw, c.SEQUENCE_NUMBER, c.BOTH_SHORT, at)
-    return c.Descriptor(tree, space, block, set_size, sequence, raw[c.ROOT])
+    return c.Descriptor(tree, space, block, set_size, sequence, raw)
 
 
 def _both(raw: bytes, at: int, layouts: tuple[struct.Struct, struct.Struct], place: int) -> int:
@@ -164,9 +164,8 @@ class _Rock(NamedTuple):
 
     @property
     def is_regular(self) -> bool:
-        if self.mode is None:
-            return not self.special
-        return self.mode & c.MODE_KIND == c.MODE_REGULAR
+        kind = (self.mode or 0) & c.MODE_KIND
+        return kind == c.MODE_REGULAR or not (kind or self.special)
 
 
 class _Tree:
@@ -175,7 +174,7 @@ class _Tree:
     def __init__(self, volume: _Volume, descriptor: c.Descriptor) -> None:
         self._volume, self._descriptor = volume, descriptor
         self.name = descriptor.tree
-        self.root = self._record(descriptor.root, 0, 0)
+        self.root = self._record(descriptor.raw[c.ROOT], 0, 0)
         require(bool(self.root.flags & c.DIRECTORY_FLAG), "the root is not a directory")
         self.skip: int | None = None
         self.extension = ""
@@ -473,7 +472,7 @@ def _boot_contents(
         )
         if size and apart:
             pieces = blocks.pieces([(image.offset, size)])
-            spans = blocks.spans()
+            insort(spans, (image.offset, size))
             yield Content(b"[El Torito]/%d" % image.number, size, pieces)
 
 
@@ -519,13 +518,13 @@ def _text(raw: bytes) -> str:
     return raw.rstrip(b" \0").decode("ascii", "replace")
 
 
-def _facts(file: Reader, trees: Sequence[_Tree]) -> dict[str, str]:
-    raw = file.pread(c.SYSTEM_AREA, c.SECTOR)
+def _facts(file: Reader, primary: c.Descriptor, trees: Sequence[_Tree]) -> dict[str, str]:
     names = "ISO 9660" if trees[0].skip is None else f"Rock Ridge ({trees[0].extension or 'unnamed'})"
-    facts = {"volume": _text(raw[c.VOLUME_ID]), "names": names}
-    facts["block size"] = str(_both(raw, c.BLOCK_SIZE, c.BOTH_SHORT, c.SYSTEM_AREA))
+    facts = {"volume": _text(primary.raw[c.VOLUME_ID]), "names": names}
+    facts["block size"] = str(primary.block)
     facts["trees"] = ", ".join(tree.name or "primary" for tree in trees)
-    facts |= {"preparer": _text(raw[c.PREPARER]), "application": _text(raw[c.APPLICATION])}
+    facts |= {"preparer": _text(primary.raw[c.PREPARER])}
+    facts |= {"application": _text(primary.raw[c.APPLICATION])}
     if trees[0].zisofs:
         facts["zisofs"] = f"{trees[0].zisofs} files, mapped as they lie"
     signed = {"MBR": (510, c.MBR_SIGNATURE), "GPT": (512, c.GPT_SIGNATURE)}

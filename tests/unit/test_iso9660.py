@@ -184,6 +184,7 @@ def test_what_is_no_regular_file() -> None:
     assert rebuilt(rocky(px(0o120777) + nm(b"l"))) == {}
     assert rebuilt(rocky(make.entry(b"SL", b"\0\2\0"))) == {}
     assert rebuilt(rocky(px(0o020666))) == {}
+    assert rebuilt(rocky(px(0o000644))) == {b"A": SMALL}
 
 
 def test_without_an_indicator_there_is_no_rock_ridge() -> None:
@@ -359,6 +360,14 @@ def test_other_volumes_of_a_set() -> None:
 def test_descriptors_that_lie(at: int, value: bytes, message: str) -> None:
     """Refused."""
     assert message in refused(patched(make.make({b"A.;1": SMALL}).image, 16 * SECTOR + at, value))
+
+
+def test_a_boot_record_may_come_first() -> None:
+    """Facts are those of the primary descriptor, wherever it stands."""
+    image = make.make({b"A.;1": SMALL}, boot=make.catalogue(make.boot_entry(0, 0))).image
+    first, second = image[16 * SECTOR : 17 * SECTOR], image[17 * SECTOR : 18 * SECTOR]
+    found = iso9660.read(BytesReader(patched(image, 16 * SECTOR, second + first)))
+    assert (found.facts["volume"], len(found.contents)) == ("VOLUME", 1)
 
 
 def test_descriptors_without_end() -> None:
