@@ -17,8 +17,7 @@ from rehydrator.core.ops import Copy, Rules, Stream, StreamRule
 from rehydrator.core.reader import BytesReader
 from rehydrator.formats import c_tar as c
 from rehydrator.formats import c_vhd, explain, tar
-from rehydrator.formats.explanation import FILE, LAYER, MAX_LAYERS, Unpacked
-from rehydrator.formats.explanation import FILE, GUEST
+from rehydrator.formats.explanation import FILE, GUEST, LAYER, MAX_LAYERS, Unpacked
 from rehydrator.store.files import FileReader
 from tests import tar_images as make
 from tests import vhd_images
