@@ -29,7 +29,7 @@ from rehydrator.core.ops import Copy, Encode, Offsets, Series, Stream, is_zeros
 from rehydrator.core.pack import MAX_FRAME, decompress
 from rehydrator.core.reader import check_span
 from rehydrator.core.recipe import output_offsets, unpack_integers
-from rehydrator.streaming import MemorySpool, Streams
+from rehydrator.streaming import MemorySpool, Remade, Streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
@@ -165,6 +165,7 @@ class Machine:
         self.spaces, self.rules, self._run = spaces, rules, run
         self.cache = cache or Cache(DEFAULT_CACHE)
         self.streams = made or Streams(MemorySpool)
+        self._remade = Remade(made.spool) if made else None
         self._ends: OrderedDict[int, array[int]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -365,7 +366,8 @@ class Machine:
                 raise HostileInput(f"{rule.codec} has no prefix")
             return decode_block(rule.codec, stored, dict(rule.params), op.length)
 
-        return self.cache.get(key, make)
+        remade = self._remade
+        return self.cache.get(key, make if remade is None else lambda: remade.get(key, make))
 
     def _prefix(self, rule: DecodeRule, op: Decode) -> bytes:
         if not op.prefix_length:

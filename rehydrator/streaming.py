@@ -15,12 +15,15 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
-from rehydrator.core.errors import HostileInput, Interrupted
+from rehydrator.core.errors import HostileInput, Interrupted, LimitExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator
 
 DEFAULT_SPOOLED = 4 << 30
+
+# Values whose places are known; each costs up to 400 bytes.
+_REMADE = 1 << 16
 
 # A stream that nobody reads for so long does not exist; a reader looks up this often.
 _WAKE = 1.0
@@ -117,11 +120,51 @@ class Stream:
             raise HostileInput(f"a stream encodes to {self._spool.size} bytes, not {self.length}")
 
 
+class Remade:
+    """Values that are made a second time are kept in one spool: nothing is made three times.
+
+    A guest disk has its files in another order than the root file system that it is derived from,
+    whose blocks hold many small files each: the cache loses such a block before its next file.
+    """
+
+    def __init__(self, spool: Callable[[], Spool], limit: int = DEFAULT_SPOOLED) -> None:
+        self._new, self._limit = spool, limit
+        self._lock = threading.Lock()
+        self._made: set[int] = set()
+        self._places: dict[Hashable, tuple[int, int]] = {}
+        self._spool: Spool | None = None
+
+    def get(self, key: Hashable, make: Callable[[], bytes]) -> bytes:
+        """The value of `key`, from the spool or by `make`."""
+        place = self._places.get(key)
+        if place is not None and self._spool is not None:
+            return self._spool.read(*place)
+        value = make()
+        with self._lock:
+            if hash(key) in self._made:
+                self._keep(key, value)
+            elif len(self._made) < _REMADE:
+                self._made.add(hash(key))
+        return value
+
+    def _keep(self, key: Hashable, value: bytes) -> None:
+        self._spool = spool = self._spool or self._new()
+        if key in self._places or len(self._places) >= _REMADE or spool.size + len(value) > self._limit:
+            return
+        at = spool.size
+        try:
+            spool.append(value)
+        except LimitExceeded:  # no room: then it is made again
+            self._limit = 0
+        else:
+            self._places[key] = at, len(value)
+
+
 class Streams:
     """The streams of one machine, by key."""
 
     def __init__(self, spool: Callable[[], Spool], limit: int = DEFAULT_SPOOLED) -> None:
-        self._spool, self._limit = spool, limit
+        self.spool, self._limit = spool, limit
         self._lock = threading.Lock()
         self._streams: OrderedDict[Hashable, Stream] = OrderedDict()
 
@@ -176,7 +219,7 @@ class Streams:
                 self._streams.move_to_end(key)
                 return held
             self._make_room(size)
-            made = self._streams[key] = Stream(size, make, self._spool())
+            made = self._streams[key] = Stream(size, make, self.spool())
         made.start()
         return made
 

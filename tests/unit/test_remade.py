@@ -1,0 +1,134 @@
+"""What the cache loses and somebody wants again is made a second time and then kept."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from rehydrator import streaming
+from rehydrator.core.errors import LimitExceeded
+from rehydrator.core.ops import Copy, Decode, DecodeRule, Op, Rules
+from rehydrator.core.reader import BytesReader
+from rehydrator.engine import Cache, Machine, OpsSpace, ReaderSpace, Space
+from rehydrator.streaming import MemorySpool, Remade, Streams
+
+
+class FullSpool(MemorySpool):
+    """A spool on a disk with room for ten bytes."""
+
+    def append(self, data: bytes) -> None:
+        if self.size + len(data) > 10:
+            raise LimitExceeded("no space left")
+        super().append(data)
+
+
+def test_nothing_is_made_three_times() -> None:
+    """The first time is for the cache alone; the second goes into the spool."""
+    made: list[str] = []
+    spools: list[MemorySpool] = []
+
+    def spool() -> MemorySpool:
+        spools.append(MemorySpool())
+        return spools[-1]
+
+    def make(name: str) -> bytes:
+        made.append(name)
+        return name.encode() * 3
+
+    remade = Remade(spool)
+    for name in ("a", "b", "a", "a", "c", "b", "a", "b"):
+        assert remade.get(name, lambda name=name: make(name)) == name.encode() * 3  # type: ignore[misc]
+    assert made == ["a", "b", "a", "c", "b"]
+    assert [each.read(0, each.size) for each in spools] == [b"aaabbb"]
+
+
+@pytest.mark.parametrize(("spool", "limit"), [(MemorySpool, 10), (FullSpool, 1 << 20)])
+def test_without_room_a_value_is_made_again(spool: type[MemorySpool], limit: int) -> None:
+    """A limit and a full disk are no errors: what is kept stays kept."""
+    made: list[int] = []
+
+    def make(number: int) -> bytes:
+        made.append(number)
+        return bytes([number]) * 6
+
+    remade = Remade(spool, limit)
+    for number in [1, 2] * 4:
+        assert remade.get(number, lambda number=number: make(number)) == bytes([number]) * 6  # type: ignore[misc]
+    assert made == [1, 2, 1, 2, 2, 2]
+
+
+def test_places_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many values there are, few are remembered."""
+    monkeypatch.setattr(streaming, "_REMADE", 3)
+    remade = Remade(MemorySpool)
+    made: list[int] = []
+    for number in list(range(6)) * 3:
+        remade.get(number, lambda number=number: made.append(number) or b"x")  # type: ignore[misc,func-returns-value]
+    assert made == [*range(6), *range(6), 3, 4, 5]
+
+
+def test_an_error_is_not_kept() -> None:
+    """Whoever asks again gets what is made then."""
+    remade = Remade(MemorySpool)
+
+    def fail() -> bytes:
+        raise LimitExceeded("once")
+
+    for _ in range(3):
+        with pytest.raises(LimitExceeded):
+            remade.get("key", fail)
+    assert remade.get("key", lambda: b"good") == b"good"
+
+
+def machine(made: Streams | None) -> tuple[Machine, list[int]]:
+    """Eight blocks of noise as they lie in `stored`; a cache for two; and the offsets that are read."""
+    from backports import zstd
+
+    plain = [bytes(range(number, number + 200)) * 100 for number in range(8)]
+    packed = [zstd.compress(each) for each in plain]
+    starts = [sum(map(len, packed[:number])) for number in range(8)]
+    reads: list[int] = []
+
+    class Counted(BytesReader):
+        def pread(self, offset: int, length: int) -> bytes:
+            reads.append(offset)
+            return super().pread(offset, length)
+
+    blocks = [Decode(20_000, 0, at, len(data)) for at, data in zip(starts, packed, strict=True)]
+    order: list[Op] = [Copy(100, 1, 20_000 * (k % 8) + k) for k in range(64)]
+    spaces: dict[int, Space] = {
+        0: ReaderSpace(Counted(b"".join(packed))),
+        1: OpsSpace(blocks),
+        2: OpsSpace(order),
+    }
+    rules = Rules(decodes=(DecodeRule("zstd.frame", (), 0),))
+    return Machine(spaces, rules, Cache(50_000), made=made), reads
+
+
+@pytest.mark.parametrize(("spooled", "times"), [(False, 8), (True, 2)])
+def test_blocks_decode_twice_at_most(spooled: bool, times: int) -> None:
+    """Of a space whose order is not that of its blocks; where there is a place for a spool."""
+    engine, reads = machine(Streams(MemorySpool) if spooled else None)
+    expected = b"".join((bytes(range(k % 8, k % 8 + 200)) * 100)[k : k + 100] for k in range(64))
+    assert engine.read(2, 0, 6400) == expected
+    assert len(reads) == 8 * times
+
+
+def test_threads_find_the_same() -> None:
+    """Many at once, each value kept in its own place."""
+    remade = Remade(MemorySpool)
+    wrong: list[int] = []
+
+    def work() -> None:
+        for number in [*range(200)] * 4:
+            expected = number.to_bytes(2, "big") * (number + 1)
+            if remade.get(number, lambda expected=expected: expected) != expected:  # type: ignore[misc]
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
