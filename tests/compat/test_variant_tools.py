@@ -20,7 +20,9 @@ from rehydrator.variants import wrap
 from rehydrator.variants.compress import COMPRESSORS, compress
 from rehydrator.variants.convert import convert, inspect
 from rehydrator.variants.identity import Identity
+from tests.compat import sid
 from tests.conftest import names_in, sha256
+from tests.corpus.live import make_rootfs
 from tests.suites.explained import check_explanation, unexplained_bytes
 
 if TYPE_CHECKING:
@@ -526,8 +528,35 @@ def test_compressor_that_lies(raw: Path, tmp_path: Path, monkeypatch: pytest.Mon
     other = tmp_path / "other"
     other.write_bytes(b"other")
     liar = COMPRESSORS["xz"]
-    liar = type(liar)(liar.suffix, ("xz", "-c9", str(other)), liar.unpack)
+    liar = type(liar)(liar.suffix, 9, ("xz", "-c9", str(other)), liar.unpack)
     monkeypatch.setitem(compression.COMPRESSORS, "xz", liar)
     with pytest.raises(RehydratorError, match="decompressed it has 5 bytes"):
         compress("xz", raw, tmp_path / "out", 2, TIMEOUT)
     assert names_in(tmp_path) == ["other"]
+
+
+@pytest.mark.parametrize("kind", ["squashfs", "erofs"])
+def test_rootfs_twice(tmp_path: Path, kind: str) -> None:
+    """The corpus's live root file systems: two runs are the same bytes, whatever the times of the files;
+    sid's fsck.erofs and Debian 12's unsquashfs give the files back."""
+    tree, dice = tmp_path / "tree", random.Random(5)
+    (tree / "usr/bin").mkdir(parents=True)
+    files = {
+        f"usr/bin/{size}": dice.randbytes(size // 2) + b"text" * (size // 8) for size in (1, 5000, 300_000)
+    }
+    for name, data in files.items():
+        (tree / name).write_bytes(data)
+
+    def make(place: Path) -> Path:
+        for path in tree.rglob("*"):
+            path.touch()
+        make_rootfs(kind, tree, place / "image", owned=False)
+        return place / "image"
+
+    image = twice(tmp_path, make)
+    out = tmp_path / "out"
+    if kind == "erofs":
+        sid.run("fsck.erofs", f"--extract={out}", image)
+    else:
+        tool("unsquashfs", "-quiet", "-no-progress", "-d", out, image)
+    assert {name: (out / name).read_bytes() for name in files} == files
