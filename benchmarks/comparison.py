@@ -10,9 +10,7 @@ huge/build, huge/rehydrate   a raw disk of 100 GiB beside the canonical qcow2
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -22,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import peers
 from benchmarks.machine import machine, tools
-from benchmarks.measure import ROOT, measure
+from benchmarks.measure import measure
 from benchmarks.peers import PEERS, Peer
+from benchmarks.steps import Steps, sha256, size
 from rehydrator.metadata.names import STREAM_DOCUMENT, parse_name
 
 if TYPE_CHECKING:
@@ -63,15 +62,12 @@ class File:
     sha256: str
 
 
-class Comparison:
+class Comparison(Steps):
     """One run; `results` is what the document is written from."""
 
     def __init__(self, options: Options) -> None:
+        super().__init__(options.release, options.work, options.timeout)
         self._options = options
-        self._work = options.work
-        self._kept = self._work / "results.json"
-        self._code = _code_digest()
-        self._prepare()
         self.results = self._load()
         self._files = [File(**each) for each in self.results["files"]]
         self._canonical = next(each for each in self._files if each.name == self.results["canonical"])
@@ -89,13 +85,6 @@ class Comparison:
         if self._options.huge and self._wanted(peers.REHYDRATOR):
             self._huge()
 
-    def clean(self) -> None:
-        """Leave nothing of the run but what was written elsewhere."""
-        for name in ("stored", "prepared", "scratch"):
-            shutil.rmtree(self._work / name)
-        (self._work / "release").unlink()
-        self._kept.unlink()
-
     def _wanted(self, name: str) -> bool:
         return not self._options.only or name in self._options.only
 
@@ -104,18 +93,10 @@ class Comparison:
 
     # What is kept between runs
 
-    def _prepare(self) -> None:
-        self._work.mkdir(parents=True, exist_ok=True)
-        for name in ("stored", "prepared", "scratch"):
-            (self._work / name).mkdir(exist_ok=True)
-        release = self._work / "release"
-        release.unlink(missing_ok=True)
-        release.symlink_to(self._options.release.resolve())
-
     def _load(self) -> dict[str, Any]:
         options = self._options
         settings = {"corpus": options.corpus, "level": options.level, "rounds": options.rounds}
-        kept = json.loads(self._kept.read_text()) if self._kept.exists() else {}
+        kept = self._found()
         known = {(each["name"], each["size"], each["modified"]): each for each in kept.get("files", ())}
         paths = [path for path in sorted(options.release.iterdir()) if path.is_file()]
         files = [_file(path, known) for path in paths if path.name != STREAM_DOCUMENT]
@@ -128,43 +109,11 @@ class Comparison:
         taken = time.strftime("%Y-%m-%d", time.gmtime())
         return {**kept, "huge": options.huge, "taken": taken, "machine": machine(), "tools": tools()}
 
-    def _step(self, key: str, script: str, of: str = "", keep: str = "") -> dict[str, Any]:
-        """Measure a script; `of` is what else its result depends on.
-
-        `keep` is a directory below stored/; the bytes that it grows by are part of the result.
-        """
-        print(f"{key} ...", end=" ", file=sys.stderr, flush=True)
-        place = self._work / "stored" / keep
-        before = _size(place) if keep else 0
-        taken = measure(script, self._work, self._options.timeout)
-        done: dict[str, Any] = {
-            "script": script,
-            "of": of,
-            **asdict(taken),
-            "failed": self._public(taken.failed),
-        }
-        if keep:
-            done["stored"] = _size(place) - before
-        print(f"{taken.wall:.1f} s, {taken.memory >> 20} MiB {done['failed']}", file=sys.stderr)
-        return done
-
-    def _public(self, said: str) -> str:
-        """What a tool said, without paths of this machine."""
-        for path in (self._work.resolve(), self._options.release.resolve(), ROOT):
-            said = said.replace(f"{path}/", "")
-        return said
-
-    def _record(self, key: str, done: dict[str, Any]) -> None:
-        self.results["steps"][key] = {name: value for name, value in done.items() if name != "stdout"}
-        scratch = self._kept.with_suffix(".new")
-        scratch.write_text(json.dumps(self.results, indent=1) + "\n")
-        scratch.replace(self._kept)
-
     def _check_space(self) -> None:
         """Room for every peer's worst case (a delta as large as its file), and one file as it comes back."""
         needed = 4 * sum(each.allocated for each in self._files) + GIB
         needed += max(each.size for each in self._files if each.platform in CASES)
-        free = shutil.disk_usage(self._work).free + _size(self._work / "stored")
+        free = shutil.disk_usage(self._work).free + size(self._work / "stored")
         if free < needed:
             sys.exit(f"the comparison needs {needed >> 20:,} MiB of disk space; {free >> 20:,} MiB are free")
 
@@ -187,16 +136,6 @@ class Comparison:
         if not self._is_done("floor", script, peers.FLOOR):
             self._fresh("stored/floor")
             self._record("floor", self._step("floor", script, keep="floor"))
-
-    def _is_done(self, key: str, script: str, needs: str, of: str = "") -> bool:
-        """Whether a step was measured and what it made is still there."""
-        done = self.results["steps"].get(key)
-        same = bool(done) and done["script"] == script and done["of"] == of
-        return same and (bool(done["failed"]) or (self._work / needs).exists())
-
-    def _fresh(self, name: str) -> None:
-        shutil.rmtree(self._work / name, ignore_errors=True)
-        (self._work / name).mkdir(parents=True)
 
     def _store(self, peer: Peer) -> None:
         siblings = [each for each in self._files if each != self._canonical]
@@ -269,11 +208,6 @@ class Comparison:
     def _copy(self, file: File, target: str) -> None:
         self._make(f"cp -p {shlex.quote(f'release/{file.name}')} {shlex.quote(target)}")
 
-    def _make(self, script: str) -> None:
-        """Something that is needed and not measured."""
-        if said := measure(script, self._work, self._options.timeout).failed:
-            sys.exit(f"{script}\n{said}")
-
     # Getting files back
 
     def _obtain_all(self) -> None:
@@ -322,7 +256,7 @@ class Comparison:
         if done["stdout"]:
             return str(done["stdout"].split()[0])
         back = self._work / "scratch/back"
-        return _sha256(back / file.name if back.is_dir() else back)
+        return sha256(back / file.name if back.is_dir() else back)
 
     # A disk of 100 GiB
 
@@ -371,19 +305,7 @@ def _file(path: Path, known: dict[tuple[str, int, int], dict[str, Any]]) -> File
         return File(**found)
     named = parse_name(path.name)
     platform = named.platform if named.role == "disk" and named.format != "iso" else named.format
-    return File(
-        path.name, platform, status.st_size, status.st_blocks * 512, status.st_mtime_ns, _sha256(path)
-    )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _size(directory: Path) -> int:
-    """Bytes of all files below a directory."""
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    return File(path.name, platform, status.st_size, status.st_blocks * 512, status.st_mtime_ns, sha256(path))
 
 
 def _read(directory: Path) -> None:
@@ -394,11 +316,3 @@ def _read(directory: Path) -> None:
             with path.open("rb", buffering=0) as file:
                 while file.readinto(buffer):
                     pass
-
-
-def _code_digest() -> str:
-    """Changes whenever the program does: its own figures are then taken anew."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "rehydrator").rglob("*.py")):
-        digest.update(os.fsencode(path.relative_to(ROOT)) + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]

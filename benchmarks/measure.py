@@ -20,9 +20,10 @@ _SAMPLE = 0.05  # seconds between two looks at the process tree
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SAID = 300  # bytes of standard error that are kept
 
-# `rehydrator` is the checkout's own, run by the Python that runs the benchmark.
+# `rehydrator` is the checkout's own, run by the Python that runs the benchmark; so is encode_alone.py.
 _PROLOGUE = f"""set -e -o pipefail
 rehydrator() {{ PYTHONPATH='{ROOT}' '{sys.executable}' -m rehydrator "$@"; }}
+encode_alone() {{ PYTHONPATH='{ROOT}' '{sys.executable}' -m benchmarks.encode_alone "$@"; }}
 """
 
 

@@ -108,4 +108,13 @@ BUILD = (
 REHYDRATE = "rehydrator rehydrate scratch/back --bundle oci:stored/rehydrator:bench --disk {platform}"
 TO_PIPE = "rehydrator rehydrate - --bundle oci:stored/rehydrator:bench --disk {platform} > scratch/back"
 
-PACKAGES = ("zstd", *(peer.package for peer in PEERS), "qemu-utils", "coreutils")
+PACKAGES = (
+    "zstd",
+    *(peer.package for peer in PEERS),
+    "qemu-utils",
+    "coreutils",
+    "rsync",
+    "xz-utils",
+    "gzip",
+    "zip",
+)
