@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 MAX_DESCRIPTORS: Final = 64
 MAX_AREAS: Final = 1024  # continuation areas of one record
+MAX_USES: Final = 4 << 20  # system use entries: Rock Ridge has five or so for a file
 # What a continuation area costs of MAX_METADATA at least, so that tiny ones are bounded as well.
 AREA_COST: Final = 256
 MAX_CATALOGUE: Final = 32 << 10
@@ -136,6 +137,7 @@ class _Volume:
     def __init__(self, file: Reader) -> None:
         self._file = file
         self._metadata, self._entries, self._paths = MAX_METADATA, MAX_FILES, MAX_PATHS
+        self._uses = MAX_USES
 
     def read(self, offset: int, length: int, what: str, cost: int = 0) -> bytes:
         self._metadata -= max(length, cost)
@@ -145,6 +147,10 @@ class _Volume:
     def count_entry(self) -> None:
         self._entries -= 1
         require(self._entries >= 0, f"more than {MAX_FILES} directory entries")
+
+    def count_use(self) -> None:
+        self._uses -= 1
+        require(self._uses >= 0, f"more than {MAX_USES} system use entries")
 
     def count_path(self, path: bytes) -> None:
         require(len(path) <= MAX_PATH, f"a path of {len(path)} bytes")
@@ -327,6 +333,7 @@ class _Tree:
         for _ in range(MAX_AREAS):
             following = b""
             for entry in _area_entries(area, at):
+                self._volume.count_use()
                 signature = entry[:2]
                 if signature == c.CONTINUATION:
                     following = self._continuation(entry, at)

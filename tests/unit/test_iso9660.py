@@ -158,6 +158,14 @@ def test_joliet_names_are_utf_16() -> None:
     assert "half a character" in refused(patched(image, at + 32, b"\5"))
 
 
+def test_system_use_entries_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many records may share one area full of tiny entries."""
+    extras = {**ROOT, **{name: nm(b"a", 1) * 20 for name in (b"A.;1", b"B.;1")}}
+    image = make.make({b"A.;1": b"", b"B.;1": b""}, extras=extras).image
+    monkeypatch.setattr(iso9660, "MAX_USES", 30)
+    assert "more than 30 system use entries" in refused(image)
+
+
 ROOT = {b".": make.SP}
 
 
