@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rehydrator import __version__
 from rehydrator.bundle import intake, manifest
+from rehydrator.bundle import live as live_system
 from rehydrator.bundle.manifest import Artifact, Form, Manifest, Release, StoredFile
 from rehydrator.bundle.packing import FRAME_SIZE
 from rehydrator.bundle.prediction import check_prediction
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rehydrator.bundle.intake import Source
+    from rehydrator.bundle.live import Live
     from rehydrator.bundle.recovery import Recovered, Running
     from rehydrator.bundle.storing import Stored
     from rehydrator.codecs.streams import Filter
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
 AUTO, ALWAYS, NEVER = "auto", "always", "never"
 
 _EXPLAINED_AT_ONCE = 2
+
+# What of the live media lies in the disks' /boot as well.
+_IN_BOOT = {"kernel", "initramfs"}
 
 # With AUTO, compressed bytes that no encoder gives are kept where they are few: corrections.
 _FEW_BYTES, _FEW_PERCENT = 1 << 20, 5
@@ -343,6 +348,7 @@ class Builder:
     # --- storing -----------------------------------------------------------------------------
 
     def _store(self, disks: Sequence[_Disk], storage: Storage) -> list[Artifact]:
+        first_stored = self._store_live(disks, storage)
         for group in self._group(disks):
             first = group[0]
             assert first.explanation is not None
@@ -353,14 +359,48 @@ class Builder:
             for disk in group:
                 disk.guest_space = space
         explained = [disk for disk in disks if disk.explanation]
-        others = [disk for disk in disks if not disk.explanation]
+        others = [disk for disk in disks if not disk.explanation and disk.source.name not in first_stored]
         others.sort(key=lambda disk: (-disk.source.measured.size, disk.source.name))
         self._reporter.phase("matching", sum(disk.source.measured.data for disk in disks))
-        artifacts = {}
+        artifacts = dict(first_stored)
         for disk in explained + others:
             artifacts[disk.source.name] = _artifact(disk, _stored(disk, storage, self._beside(disk)))
             self._reporter.advance(disk.source.measured.data, disk.source.name)
         return [artifacts[disk.source.name] for disk in disks]
+
+    def _store_live(self, disks: Sequence[_Disk], storage: Storage) -> dict[str, Artifact]:
+        """Where a live root file system holds what the disks hold, it is stored before them, and
+        they are derived from it; kernel and initramfs too, which stand in /boot."""
+        files = [disk for disk in disks if not disk.explanation]
+        if not any(disk.explanation for disk in disks):
+            return {}
+        live, declined = live_system.find((disk.source.name, disk.file) for disk in files)
+        for name, why in declined:
+            self._reporter.note(f"{name}: its file system is not taken apart: {why}")
+        if live is None:
+            return {}
+        self._reporter.phase(f"storing {live.owner}", 0)
+        chosen = [
+            disk for disk in files if disk.source.name == live.owner or disk.source.named.role in _IN_BOOT
+        ]
+        chosen.sort(key=lambda disk: (disk.source.name != live.owner, disk.source.name))
+        artifacts = {}
+        for disk in chosen:
+            stored = _stored(disk, storage, self._beside(disk))
+            artifacts[disk.source.name] = _artifact(disk, stored)
+            if disk.source.name == live.owner:
+                self._open_live(live, stored.space, storage)
+        return artifacts
+
+    def _open_live(self, live: Live, space: int, storage: Storage) -> None:
+        try:
+            storage.contents(live, space)
+        except Unexplained as error:
+            self._reporter.note(f"{live.owner}: no disk is derived from its {live.system.kind}: {error}")
+            return
+        self._reporter.note(
+            f"{live.owner}: stored as it is; the disks are derived from the files of its {live.system.kind}"
+        )
 
     # --- the manifest ------------------------------------------------------------------------
 

@@ -266,7 +266,7 @@ class Bundle:
         self._held = HeldChunks()
         spaces = {number: self._space(number) for number in range(len(self.manifest.spaces))}
         made = Streams(lambda: Spool(spools))
-        self._run = run
+        self.run = run
         self.machine = Machine(spaces, self.manifest.rules, Cache(cache), run, made)
         self._known: set[int] = set()
 
@@ -338,7 +338,7 @@ class Bundle:
     def _check_answer(self, number: int) -> None:
         answer = self.manifest.known_answers[number]
         plain = self.machine.read(answer.space, answer.offset, answer.length)
-        made, have = known_answer(answer.codec, dict(answer.params), plain, self._run)
+        made, have = known_answer(answer.codec, dict(answer.params), plain, self.run)
         if made != answer.sha256:
             raise ToolMissing(
                 f"this image was encoded with {answer.library}, and {have} here gives other bytes; "

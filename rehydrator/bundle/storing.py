@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
+from rehydrator.bundle import contents
 from rehydrator.bundle.manifest import KnownAnswer
 from rehydrator.bundle.packing import Ledger, PackWriter
 from rehydrator.bundle.reader import known_answer
@@ -19,12 +20,14 @@ from rehydrator.core.ops import Copy, Encode, Offsets, Rules, Stream, is_zeros, 
 from rehydrator.core.reader import WindowReader
 from rehydrator.delta import PageIndex
 from rehydrator.formats.explanation import FILE, GUEST, LAYER, SIZES, append
+from rehydrator.store.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
+    from rehydrator.bundle.live import Live
     from rehydrator.bundle.recovery import Recovered
     from rehydrator.bundle.survey import Survey
     from rehydrator.codecs import Params
@@ -41,6 +44,7 @@ _ROLLING = 64 << 10
 _WORTH_INDEXING = 1 << 20  # bytes that an artifact had to store, for later ones to find them
 _MAX_REPEATED = 64 << 20
 _SAMPLE_PAGES = 4
+_LITERAL = 4 << 20
 _STREAM_SAMPLE = 256 << 10  # a known answer for a stream's encoder
 _PLACES = 64
 
@@ -96,11 +100,25 @@ class Storage:
         self._stream_samples: dict[tuple[str, Params], _Sample] = {}
         self._made: dict[bytes, Stream] = {}
 
-    def canonical(self, guest: SparseReader, found: Survey, advance: Callable[[int], object]) -> int:
-        """Store a disk whole; the number of its space."""
+    def contents(self, live: Live, rootfs: int) -> None:
+        """Let disks be made from the files of a live root file system, whose file is space `rootfs`."""
         writer = self._writer()
         try:
-            ops = self._canonical_ops(guest, found, writer, advance)
+            reader = contents.ContentsReader(live.window(), live.system)
+            spool = Spool(self._root)
+            placed = (spool, rootfs, self.ledger, writer, live.offset)
+            space, spooled = contents.store(reader, *placed, workers=self._ahead)
+            self._finish_group(writer)
+        finally:
+            writer.close()
+        self._remember(space, spooled)
+
+    def canonical(self, guest: SparseReader, found: Survey, advance: Callable[[int], object]) -> int:
+        """Store a disk whole, but for what another space has; the number of its space."""
+        writer = self._writer()
+        try:
+            make = self._derived_ops if len(self._index) else self._canonical_ops
+            ops = make(guest, found, writer, advance)
             if self._sample is None and found.data:
                 self._store_sample(guest, found.pages.tolist(), writer)
             space = writer.add_recipe(ops)
@@ -222,6 +240,22 @@ class Storage:
                 advance(len(data))
             here = page * PAGE + len(data)
         append(ops, zeros(guest.size - here))
+        return ops
+
+    def _derived_ops(
+        self, guest: SparseReader, found: Survey, writer: PackWriter, advance: Callable[[int], object]
+    ) -> list[Op]:
+        """The disk from the spaces that there are; pages that stand nowhere are stored."""
+        ops: list[Op] = []
+        for op in self._index.match(guest, UNMATCHED):
+            if isinstance(op, Copy) and op.space == UNMATCHED:
+                for at in range(op.offset, op.offset + op.length, _LITERAL):
+                    data = guest.pread(at, min(_LITERAL, op.offset + op.length - at))
+                    for space, place, length in writer.append(data):
+                        append(ops, Copy(length, space, place))
+            else:
+                append(ops, op)
+            advance(0 if is_zeros(op) else op.length)
         return ops
 
     def _store_repeated(

@@ -9,6 +9,7 @@ import click
 
 from rehydrator.cli import printable
 from rehydrator.cli.common import (
+    all_cores,
     bundle_option,
     host_arch,
     human,
@@ -56,12 +57,13 @@ def command(
         outputs = select(known, **{**wanted, "every": not asked}, host_arch=host_arch)
         artifacts = list({id(each.artifact): each.artifact for each in outputs}.values())
         whole = summary(bundle)
+        forms = {id(each): forms_of(bundle, each) for each in artifacts} if asked or as_json else {}
     if as_json:
-        shown = [{**listed(each), "how": each.how} for each in artifacts]
+        shown = [{**listed(each), "forms": forms[id(each)], "how": each.how} for each in artifacts]
         click.echo(json.dumps({"bundle": whole, "artifacts": shown}, indent=2))
         return
     if asked:
-        click.echo("\n\n".join(described(each) for each in artifacts))
+        click.echo("\n\n".join(described(each, forms[id(each)]) for each in artifacts))
         return
     for key_, value in whole.items():
         click.echo(printable(f"{key_}: {value}"))
@@ -100,22 +102,56 @@ def rung(artifact: Artifact) -> str:
     return f"{how.get('rung')} ({how['format']})" if how.get("format") else str(how.get("rung"))
 
 
-def described(artifact: Artifact) -> str:
+def forms_of(bundle: Bundle, artifact: Artifact) -> dict[str, dict[str, Any]]:
+    """Every form of an artifact, and what it takes to make it."""
+    from rehydrator.bundle.estimate import encoders, estimate
+    from rehydrator.bundle.manifest import Output
+
+    jobs = all_cores()
+    kinds = {"image": artifact.image, "published": artifact.published, "signature": artifact.signature}
+    found = {}
+    for kind, form in kinds.items():
+        if form is not None:
+            needed = estimate(bundle, Output(artifact, form), jobs)
+            found[kind] = {
+                "name": form.name,
+                "size": form.size,
+                "sha256": form.sha256,
+                "available": form.space is not None,
+                "encoders": encoders(bundle, form),
+                "memory": needed.memory,
+                "seconds": needed.seconds,
+            }
+    return found
+
+
+def described(artifact: Artifact, forms: dict[str, dict[str, Any]]) -> str:
     """One artifact for people."""
     how = artifact.how
     lines = [
         artifact.image.name,
-        f"  platform       {artifact.platform} {artifact.arch}, format {artifact.format}",
-        f"  size           {artifact.image.size} bytes"
-        + (f", a disk of {artifact.virtual_size}" if artifact.virtual_size else ""),
-        f"  sha256         {artifact.image.sha256}",
+        f"  platform       {artifact.platform} {artifact.arch}, format {artifact.format}"
+        + (f", a disk of {artifact.virtual_size} bytes" if artifact.virtual_size else ""),
         f"  stored as      {rung(artifact)}" + (", its disk is canonical" if artifact.canonical else ""),
         f"  adds           {how.get('cost') or 0} bytes to the bundle",
     ]
-    if artifact.published:
-        lines.insert(4, f"  published as   {artifact.published.name}, sha256 {artifact.published.sha256}")
     lines += [f"  {origin:14} {count} bytes" for origin, count in sorted((how.get("bytes") or {}).items())]
     lines += [f"  encoder        {version}" for version in (how.get("encoders") or {}).values()]
     lines += [f"  {name:14} {value}" for name, value in (how.get("facts") or {}).items()]
     lines += [f"  not {each['rung']:10} {each['why']}" for each in how.get("tried") or ()]
+    for kind, form in forms.items():
+        lines += _form_lines(kind, form)
     return printable("\n".join(lines))
+
+
+def _form_lines(kind: str, form: dict[str, Any]) -> list[str]:
+    lines = [f"  {kind:14} {form['name']}, {form['size']} bytes", f"    sha256       {form['sha256']}"]
+    if not form["available"]:
+        return [*lines, "    not given back: no encoder gives its bytes; its digest is known"]
+    for each in form["encoders"]:
+        here = each["here"] or "not installed"
+        beside = "" if each["here"] == each["made_by"] else f"; here: {here}"
+        lines.append(f"    encoded by   {each['encoder']} ({each['made_by']}{beside})")
+    if form["encoders"]:
+        lines.append(f"    takes        about {form['seconds']:.0f} s and {human(form['memory'])} of memory")
+    return lines
