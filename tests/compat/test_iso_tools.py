@@ -76,7 +76,7 @@ def make_tree(root: Path) -> dict[bytes, bytes]:
         (root / name).write_bytes(data)
     (root / "isolinux").mkdir()
     run("cp", ISOLINUX, root / "isolinux")
-    (root / "symlink").symlink_to("target" * 40)
+    (root / "symlink").symlink_to("/".join(["a-long-target"] * 60))
     os.mkfifo(root / "fifo")
     (root / "linked").hardlink_to(root / "images/efiboot.img")
     files["linked"] = files["images/efiboot.img"]
