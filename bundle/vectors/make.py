@@ -10,12 +10,12 @@ frames are written by hand or stand here in hexadecimal, because zstd's versions
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import shutil
 import struct
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,18 +26,17 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from rehydrator.core.ops import Copy, Decode, Encode, Offsets, Op, Series, zeros  # noqa: E402
-from rehydrator.core.recipe import encode_chunk, output_offsets  # noqa: E402
-from tests.vectors.draft import Draft, DraftFrame, canonical, pin_pack, write_tree  # noqa: E402
+from rehydrator.core.recipe import encode_chunk  # noqa: E402
+from tests.vectors import making as register  # noqa: E402
+from tests.vectors import published  # noqa: E402
+from tests.vectors.draft import Draft, canonical, pin_pack, write_tree  # noqa: E402
+from tests.vectors.making import BROKEN, PACK, Making, change_ops, put, zstd_raw  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from rehydrator.core.ops import Endian
-
-Tree = dict[str, bytes]
-
-PACK = "packs/0.pack"
-DATA, CHUNK = 0, 1
+    from tests.vectors.making import Tree
 
 FOXES = b"".join(b"The quick brown fox %d jumps over the lazy dog. " % (k * 7919 % 1000) for k in range(100))
 FOXES_ZSTD = bytes.fromhex(
@@ -56,92 +55,6 @@ NEWS_ZSTD = bytes.fromhex(  # with ALPHABET as the prefix
     "3130313233343536373839656e6417a840f6fabf01c0a352071066846fc48dddffcf06b901120afe4a3af287c2"
     "23668a30c0822603"
 )
-
-
-class Making:
-    """A bundle of one pack on its way: space 0 is the pack's, recipes follow."""
-
-    def __init__(self) -> None:
-        self.frames: list[DraftFrame] = []
-        self.spaces: list[dict[str, Any]] = [{"pack": 0, "size": 0}]
-        self.rules: dict[str, list[Any]] = {"tables": [], "offsets": [], "encodes": [], "decodes": []}
-        self.answers: list[dict[str, Any]] = []
-        self.artifacts: list[dict[str, Any]] = []
-
-    def data(self, plain: bytes, codec: int = 0, stored: bytes | None = None, planes: int = 1) -> int:
-        """A data frame; where its bytes lie in space 0."""
-        at = self.spaces[0]["size"]
-        split = b"".join(plain[plane::planes] for plane in range(planes))
-        frame = DraftFrame(DATA, codec, planes, at, split if stored is None else stored, len(plain))
-        self.frames.append(frame)
-        self.spaces[0]["size"] += len(plain)
-        return int(at)
-
-    def recipe(self, inputs: list[int], *chunks: Sequence[Op]) -> int:
-        """A recipe; its space."""
-        first, size = len(self.frames), 0
-        for ops in chunks:
-            plain = encode_chunk(ops)
-            self.frames.append(DraftFrame(CHUNK, 0, 1, size, plain, len(plain)))
-            size += output_offsets(ops)[-1]
-        place = {"first": first, "count": len(chunks)}
-        self.spaces.append({"pack": 0, "size": size, "chunks": place, "inputs": inputs})
-        return len(self.spaces) - 1
-
-    def artifact(self, name: str, space: int, content: bytes, **more: Any) -> None:
-        """An artifact that must come out as `content`."""
-        form = {"name": name, "size": len(content), "sha256": sha256(content), "space": space}
-        platform, _, extension = name.partition(".")
-        self.artifacts.append(
-            {
-                "platform": platform,
-                "arch": "x86_64",
-                "format": extension,
-                "role": "disk",
-                "forms": {"image": {**form, "data": len(content)}},
-                "mtime": 1_700_000_000,
-                "mode": 0o644,
-                "sparse": False,
-                "virtual_size": 0,
-                "canonical": False,
-                "how": {"rung": "explained"},
-                **more,
-            }
-        )
-
-    def answer(self, codec: str, params: dict[str, int], plain: tuple[int, int], packed: bytes) -> None:
-        """A known answer about bytes of space 0."""
-        place = {"space": 0, "offset": plain[0], "length": plain[1]}
-        library = f"{codec} of the vectors"
-        self.answers.append(
-            {"codec": codec, "params": params, "library": library, "plain": place, "sha256": sha256(packed)}
-        )
-
-    def draft(self) -> Draft:
-        """The bundle, with one release."""
-        release = {"name": "vector", "stream": "stable", "release": "1", "artifacts": self.artifacts}
-        document = {
-            "format": "rehydrator-bundle",
-            "version": 1,
-            "requires": [],
-            "packs": [{"file": PACK}],
-            "spaces": self.spaces,
-            "rules": self.rules,
-            "known_answers": self.answers,
-            "releases": [{**release, "document": {"file": "streams/vector.json"}}],
-        }
-        stream = b'{"stream":"stable","architectures":{}}\n'
-        return Draft(document, {PACK: self.frames}, {"streams/vector.json": stream})
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def zstd_raw(plain: bytes) -> bytes:
-    """A zstd frame of one raw block (RFC 8878, sections 3.1.1.1 and 3.1.1.2)."""
-    header = b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", len(plain))
-    return header + (len(plain) << 3 | 1).to_bytes(3, "little") + plain
 
 
 def zstd_bomb(stated: int, blocks: int) -> bytes:
@@ -327,13 +240,10 @@ def releases() -> Draft:
     return draft
 
 
-GOOD = (literals, series, units_zlib, units_zlib_ng, units_zstd, decodes, releases)
+GOOD = (literals, series, units_zlib, units_zlib_ng, units_zstd, decodes, releases, *published.GOOD)
 
 
 # --- broken: each changes a good bundle; "sealed" means that all digests are computed anew
-
-
-BROKEN: dict[str, tuple[int, str, Callable[[], Tree]]] = {}
 
 
 def instead(data: bytes) -> Callable[[bytes], bytes]:
@@ -342,30 +252,13 @@ def instead(data: bytes) -> Callable[[bytes], bytes]:
 
 
 def broken(code: int, why: str, base: Callable[[], Draft] = units_zlib) -> Callable[[Any], Any]:
-    """Enter a function that damages a draft (sealed afterwards) or gives the damaged tree."""
-
-    def enter(damage: Callable[[Draft], Tree | None]) -> Callable[[Draft], Tree | None]:
-        def made() -> Tree:
-            draft = base()
-            tree = damage(draft)
-            return draft.tree() if tree is None else tree
-
-        BROKEN[damage.__name__.replace("_", "-")] = (code, why, made)
-        return damage
-
-    return enter
+    """Enter a function that damages a draft."""
+    return register.broken(code, why, base)
 
 
 def document(code: int, name: str, why: str, change: Callable[[dict[str, Any]], object]) -> None:
     """Enter a change of bundle.json's value."""
-
-    def damage(draft: Draft) -> Tree:
-        tree = draft.tree()
-        change(draft.document)
-        return tree | {"bundle.json": canonical(draft.document)}
-
-    damage.__name__ = name
-    broken(code, why)(damage)
+    register.document(code, name, why, change, units_zlib)
 
 
 def text(name: str, why: str, change: Callable[[bytes], bytes]) -> None:
@@ -381,22 +274,14 @@ def text(name: str, why: str, change: Callable[[bytes], bytes]) -> None:
     broken(8, why)(damage)
 
 
-def ops(name: str, why: str, change: Callable[[list[Op]], list[Op]]) -> None:
+def ops(name: str, why: str, change: Callable[[list[Any]], list[Op]]) -> None:
     """Enter a change of the last recipe's ops; the declared size stays."""
 
     def damage(draft: Draft) -> None:
-        chunk = draft.packs[PACK][-1]
-        chunk.stored = encode_chunk(change(units_ops()))
-        chunk.plain = len(chunk.stored)
+        change_ops(draft, change)
 
     damage.__name__ = name
     broken(8, why)(damage)
-
-
-def units_ops() -> list[Op]:
-    from rehydrator.core.recipe import decode_chunk
-
-    return decode_chunk(units_zlib().packs[PACK][-1].stored)
 
 
 def chunk_bytes(name: str, why: str, change: Callable[[bytes], bytes]) -> None:
@@ -504,7 +389,7 @@ chunk_bytes("chunk_trailing_bytes", "a byte behind the last column", lambda data
 chunk_bytes("chunk_cut_short", "the last column is cut short", lambda data: data[:-1])
 chunk_bytes("chunk_without_ops", "a chunk of 0 ops", instead(bytes(11)))
 chunk_bytes("chunk_too_many_ops", "a chunk of 4,097 ops", lambda data: b"\x01\x10\0\0" + data[4:])
-chunk_bytes("op_unknown", "an op of kind 6", lambda data: data[:5] + b"\x06" + data[6:])
+chunk_bytes("op_unknown", "an op of kind 7", lambda data: data[:5] + b"\x07" + data[6:])
 chunk_bytes("op_of_no_bytes", "ops of length 0", instead(b"\x01\0\0\0\x01\x01" + bytes(6)))
 chunk_bytes(
     "op_unused_operand",
@@ -579,17 +464,6 @@ def rule(kind: str, key: str, value: Any) -> Callable[[dict[str, Any]], object]:
 
 def image(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
     return lambda top: top["releases"][0]["artifacts"][0]["forms"]["image"].__setitem__(key, value)
-
-
-def put(*path: Any) -> Callable[[dict[str, Any]], object]:
-    """Set the value at a path; the last item is the value."""
-
-    def change(top: Any) -> None:
-        for step in path[:-2]:
-            top = top[step]
-        top[path[-2]] = path[-1]
-
-    return change
 
 
 def twice(top: dict[str, Any]) -> None:
@@ -736,24 +610,12 @@ text("json_empty", "an empty bundle.json", instead(b""))
 
 @broken(8, "a Decode whose stream has bytes behind it", decodes)
 def decode_bytes_behind(draft: Draft) -> None:
-    change_decode(draft, 1)
+    change_ops(draft, lambda o: [replace(o[0], stored=o[0].stored + 1), *o[1:]])
 
 
 @broken(8, "a Decode whose stream is cut short", decodes)
 def decode_cut_short(draft: Draft) -> None:
-    change_decode(draft, -1)
-
-
-def change_decode(draft: Draft, by: int) -> None:
-    from dataclasses import replace
-
-    from rehydrator.core.recipe import decode_chunk
-
-    chunk = draft.packs[PACK][-1]
-    first, *rest = decode_chunk(chunk.stored)
-    assert isinstance(first, Decode)
-    chunk.stored = encode_chunk([replace(first, stored=first.stored + by), *rest])
-    chunk.plain = len(chunk.stored)
+    change_ops(draft, lambda o: [replace(o[0], stored=o[0].stored - 1), *o[1:]])
 
 
 def unsized() -> Draft:

@@ -6,6 +6,7 @@ a bare bundle directory, regenerates every form of every artifact and prints its
 
 from __future__ import annotations
 
+import bz2
 import hashlib
 import json
 import lzma
@@ -410,7 +411,11 @@ STREAM_CODECS = {
     "deflate.gzip": {"level": (1, 9), "rsyncable": FLAG},
     "deflate.pigz": {"level": LEVEL, "independent": FLAG, "rsyncable": FLAG},
     "deflate.zip": {"level": (1, 9)},
+    "bzip2": {"level": (1, 9)},
     "lzma2": {"preset": LEVEL, "extreme": FLAG, "dict_size": (4096, 1536 * MEBI)},
+    "unit.zlib": {"level": (1, 9), "ng": FLAG, "strategy": (0, 4), "wbits": (9, 15)},
+    "unit.zstd": {"level": (1, 22), "library": (10_000, 999_999)},
+    "unit.lz4": {"level": (0, 12)},
 }
 
 
@@ -426,7 +431,9 @@ def stream(codec: str, params: dict[str, int], plain: bytes) -> bytes:
             preset = params["preset"] | params["extreme"] * lzma.PRESET_EXTREME
             chain = [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": params["dict_size"]}]
             return lzma.compress(plain, lzma.FORMAT_RAW, filters=chain)
-        return deflated(codec, params, plain)
+        if codec == "bzip2":
+            return bz2.compress(plain, params["level"])
+        return unit(codec, params, plain) if codec[:5] == "unit." else deflated(codec, params, plain)
     except (ImportError, FileNotFoundError) as error:
         raise Library(f"{codec}: {error}") from None
 
@@ -435,6 +442,25 @@ def lzma2_stored(plain: bytes) -> bytes:
     parts = [plain[at : at + 65536] for at in range(0, len(plain), 65536)]
     heads = (bytes([1 if k == 0 else 2]) + (len(part) - 1).to_bytes(2, "big") for k, part in enumerate(parts))
     return b"".join(head + part for head, part in zip(heads, parts, strict=True)) + b"\0"
+
+
+def unit(codec: str, params: dict[str, int], plain: bytes) -> bytes:
+    need(len(plain) <= MEBI, "a unit above the limit")
+    level = params["level"]
+    if codec == "unit.zlib":
+        deflate = deflate_library("zlib-ng" if params["ng"] else "zlib")
+        packer = deflate.compressobj(level, zlib.DEFLATED, params["wbits"], 8, params["strategy"])
+        return bytes(packer.compress(plain) + packer.flush())
+    if codec == "unit.zstd":
+        major, minor, release = zstd.zstd_version_info
+        if params["library"] != major * 10_000 + minor * 100 + release:
+            raise Library(f"zstd {params['library']}")
+        return zstd.compress(plain, level)
+    from lz4 import block
+
+    if not level:
+        raise Library("LZ4_compress_default")
+    return bytes(block.compress(plain, mode="high_compression", compression=level, store_size=False))
 
 
 def deflated(codec: str, params: dict[str, int], plain: bytes) -> bytes:

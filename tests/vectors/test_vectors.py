@@ -4,7 +4,9 @@ made them; the schema; and bundles that were built a moment ago.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -16,7 +18,8 @@ import pytest
 from rehydrator.bundle import manifest
 from rehydrator.bundle.reader import Bundle, check_file
 from rehydrator.bundle.rehydrate import Options, produce, to_directory
-from rehydrator.core.errors import RehydratorError
+from rehydrator.codecs import streams
+from rehydrator.core.errors import HostileInput, RehydratorError, ToolMissing
 from rehydrator.host.filters import run_filter
 from rehydrator.oci.reference import open_bundle, parse
 from rehydrator.store.files import DirectoryFiles
@@ -28,6 +31,8 @@ from tests.vectors.siblings import make_siblings
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "bundle" / "vectors"
 SCHEMA = json.loads((ROOT / "bundle" / "schema" / "bundle.schema.json").read_text())
+FORMAT = (ROOT / "bundle" / "FORMAT.md").read_text()
+KNOWN = {codec for family in streams.FAMILIES for codec in streams.codecs(family.name)}
 GOOD = sorted(path.name for path in (VECTORS / "good").iterdir())
 BROKEN: dict[str, Any] = json.loads((VECTORS / "broken.json").read_text())
 
@@ -91,14 +96,49 @@ def test_good_vector(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(BROKEN))
 def test_broken_vector(name: str, tmp_path: Path) -> None:
-    """Both readers refuse a broken vector with the stated exit code, and leave no file."""
+    """Both readers refuse a broken vector with the stated exit code, and leave no wrong file."""
     with pytest.raises(second_reader.Refusal) as theirs:
         second(VECTORS / "broken" / name)
     with pytest.raises(RehydratorError) as ours:
         first_reader(VECTORS / "broken" / name, tmp_path)
     expected = BROKEN[name]["exit"]
     assert (expected, expected) == (theirs.value.code, ours.value.exit_code)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    document = (VECTORS / "broken" / name / "bundle.json").read_text(errors="replace")
+    left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert [data for data in left if hashlib.sha256(data).hexdigest() not in document] == []
+
+
+def test_image_forms_wait_for_no_stream(tmp_path: Path) -> None:
+    """Where no encoder here gives the published form, image form and signature are given."""
+    directory = VECTORS / "broken" / "stream-known-answer-wrong"
+    bundle = Bundle(DirectoryFiles(directory), run=run_filter)
+    second = second_reader.Bundle(directory)
+    image, published, signature = bundle.manifest.outputs()
+    for each, form in zip((image, signature), second.outputs()[::2], strict=True):
+        assert to_directory(bundle, each, tmp_path, Options())
+        assert sum(map(len, second.made(form))) == each.form.size
+    with pytest.raises(ToolMissing, match=r"disk\.raw\.xz: .* or take disk\.raw by --form image"):
+        bundle.open_form(published.artifact, published.form)
+
+
+def test_stream_codecs_are_written_down() -> None:
+    """FORMAT.md, section 8, names every stream codec."""
+    section = FORMAT.partition("Codecs of stream rules")[2].partition("## 9.")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`([^`]+)`", row)} >= KNOWN
+
+
+@pytest.mark.parametrize("codec", sorted(KNOWN & second_reader.STREAM_CODECS.keys()))
+def test_stream_parameters(codec: str) -> None:
+    """A stream codec takes the lowest and highest value of each parameter, and none beyond."""
+    ranges = second_reader.STREAM_CODECS[codec]
+    usual = {name: low for name, (low, _) in ranges.items()}
+    for name, (low, high) in ranges.items():
+        for value in (low, high):
+            assert streams.encoder(codec, usual | {name: value}).codec == codec
+        for value in (low - 1, high + 1):
+            with pytest.raises(HostileInput):
+                streams.encoder(codec, usual | {name: value})
 
 
 def test_no_vector_without_a_statement() -> None:
@@ -155,6 +195,9 @@ def test_schema_names_every_key_that_is_encoded(built: Path) -> None:
         "how-cost-text",
         "how-tried-text",
         "image-without-space",
+        "signature-without-space",
+        "stream-parameter-huge",
+        "streams-not-a-list",
     ],
 )
 def test_schema_refuses(name: str) -> None:
