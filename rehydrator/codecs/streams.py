@@ -24,6 +24,7 @@ from rehydrator.codecs.stream_encoder import (
     Params,
     first_difference,
 )
+from rehydrator.codecs.units import UNITS
 from rehydrator.core.errors import HostileInput
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ __all__ = [
     "version",
 ]
 
-FAMILIES: Final[tuple[Family, ...]] = (DEFLATE, LZMA2)
+FAMILIES: Final[tuple[Family, ...]] = (DEFLATE, LZMA2, *UNITS)
 
 
 def encoder(codec: str, params: Mapping[str, int], run: Filter | None = None) -> Encoder:
