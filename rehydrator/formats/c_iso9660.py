@@ -19,7 +19,7 @@ BLOCK_SIZES: Final = (512, 1024, 2048)
 # Volume descriptors (8.1): type, standard identifier, version.
 DESCRIPTOR: Final = struct.Struct("<B5sB")
 IDENTIFIER: Final = b"CD001"
-BOOT_RECORD, PRIMARY, SUPPLEMENTARY, PARTITION, TERMINATOR = 0, 1, 2, 3, 255
+BOOT_RECORD, PRIMARY, SUPPLEMENTARY, TERMINATOR = 0, 1, 2, 255
 # A supplementary descriptor of version 2 is an enhanced one (8.5.3).
 ENHANCED_VERSION: Final = 2
 
@@ -42,7 +42,7 @@ BOTH_LONG: Final = struct.Struct("<I"), struct.Struct(">I")
 
 # Directory records (9.1): up to the identifier, which a zero byte follows where its length is even.
 RECORD_MIN: Final = 33
-RECORD_LENGTH, ATTRIBUTE_LENGTH, EXTENT, DATA_LENGTH = 0, 1, 2, 10
+ATTRIBUTE_LENGTH, EXTENT, DATA_LENGTH = 1, 2, 10
 FLAGS, UNIT_SIZE, GAP_SIZE, VOLUME, NAME_LENGTH, NAME = 25, 26, 27, 28, 32, 33
 # 9.1.6
 DIRECTORY_FLAG, ASSOCIATED_FLAG, MULTI_EXTENT_FLAG = 0x02, 0x04, 0x80

@@ -16,6 +16,7 @@ from bisect import bisect_right, insort
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from rehydrator.core.errors import Unexplained
 from rehydrator.formats import c_iso9660 as c
 from rehydrator.formats.explanation import refuse_short, require
 from rehydrator.formats.filesystem import (
@@ -82,27 +83,32 @@ def _descriptors(file: Reader) -> tuple[list[c.Descriptor], int | None]:
     """The primary descriptor and the supplementary ones, each tree once; and the place of the
     boot catalogue. A second primary descriptor is a copy (ECMA-119, 8.4)."""
     found: dict[bytes, c.Descriptor] = {}
-    catalogue, has_primary = None, False
+    catalogue = None
+    for at, kind, raw in _raw_descriptors(file):
+        if kind == c.BOOT_RECORD and raw[c.BOOT_SYSTEM].rstrip(b" \0") == c.EL_TORITO:
+            catalogue = int.from_bytes(raw[c.CATALOGUE_AT : c.CATALOGUE_AT + 4], "little") * c.SECTOR
+        if kind == c.SUPPLEMENTARY:
+            require(bool(found), "no primary volume descriptor before the supplementary ones")
+        if kind == (c.SUPPLEMENTARY if found else c.PRIMARY):
+            found.setdefault(raw[c.ROOT], _descriptor(raw, at))
+    require(bool(found), "no primary volume descriptor")
+    descriptors = list(found.values())
+    space = descriptors[0].space
+    require(space <= file.size, f"a volume of {space} bytes, of which {file.size} are there")
+    return descriptors, catalogue
+
+
+def _raw_descriptors(file: Reader) -> Iterator[tuple[int, int, bytes]]:
+    """Place, type and bytes of every volume descriptor before the terminator."""
     for number in range(MAX_DESCRIPTORS):
         at = c.SYSTEM_AREA + number * c.SECTOR
         raw = refuse_short(file, at, c.SECTOR, "a volume descriptor")
         kind, identifier, _ = c.DESCRIPTOR.unpack_from(raw)
         require(identifier == c.IDENTIFIER, f"no volume descriptor at {at}, where one should be")
         if kind == c.TERMINATOR:
-            break
-        if kind == c.BOOT_RECORD and raw[c.BOOT_SYSTEM].rstrip(b" \0") == c.EL_TORITO:
-            catalogue = int.from_bytes(raw[c.CATALOGUE_AT : c.CATALOGUE_AT + 4], "little") * c.SECTOR
-        if (kind == c.PRIMARY and not has_primary) or kind == c.SUPPLEMENTARY:
-            require(has_primary or kind == c.PRIMARY, "no primary volume descriptor first")
-            has_primary = True
-            found.setdefault(raw[c.ROOT], _descriptor(raw, at))
-    else:
-        require(False, f"more than {MAX_DESCRIPTORS} volume descriptors")
-    require(has_primary, "no primary volume descriptor")
-    primary = next(iter(found.values()))
-    end = f"a volume of {primary.space} bytes, of which {file.size} are there"
-    require(primary.space <= file.size, end)
-    return list(found.values()), catalogue
+            return
+        yield at, kind, raw
+    raise Unexplained(f"more than {MAX_DESCRIPTORS} volume descriptors")
 
 
 def _descriptor(raw: bytes, at: int) -> c.Descriptor:
@@ -346,7 +352,7 @@ class _Tree:
             if not following:
                 return
             area = following
-        require(False, f"the record at {at} has more than {MAX_AREAS} continuation areas")
+        raise Unexplained(f"the record at {at} has more than {MAX_AREAS} continuation areas")
 
     def _continuation(self, entry: bytes, at: int) -> bytes:
         require(
