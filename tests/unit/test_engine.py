@@ -1,13 +1,15 @@
-"""The engine evaluates the five ops, whole and at any span."""
+"""The engine evaluates the six ops, whole and at any span."""
 
 from __future__ import annotations
 
 import random
 import zlib
+from typing import TYPE_CHECKING
 
 import pytest
 
-from rehydrator.core.errors import HostileInput
+from rehydrator.codecs import streams
+from rehydrator.core.errors import HostileInput, ToolMissing
 from rehydrator.core.ops import (
     Copy,
     Encode,
@@ -20,12 +22,17 @@ from rehydrator.core.ops import (
     Rules,
     Series,
     SizeTable,
+    Stream,
+    StreamRule,
     Term,
     zeros,
 )
 from rehydrator.core.reader import BytesReader
 from rehydrator.core.recipe import decode_chunk, encode_chunk
 from rehydrator.engine import Machine, OpsSpace, ReaderSpace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 UNIT = 4096
 PLAIN = random.Random(3).randbytes(1000) * 20
@@ -120,3 +127,127 @@ def test_span_outside() -> None:
     """A span that leaves its space is refused, not clipped."""
     with pytest.raises(HostileInput):
         machine().read(0, len(PLAIN) - 1, 2)
+
+
+# --- streams
+
+MIB = 1 << 20
+LARGE = 2 * MIB + 12_345
+DEFLATE = (("level", 1), ("memlevel", 8))
+GZIP = (("level", 6), ("rsyncable", 0))
+STREAM_RULES = Rules(streams=(StreamRule("deflate.zlib", DEFLATE, 0), StreamRule("deflate.gzip", GZIP, 0)))
+
+
+def deflated(plain: bytes) -> bytes:
+    packer = zlib.compressobj(1, zlib.DEFLATED, -15, 8)
+    return packer.compress(plain) + packer.flush()
+
+
+def plain_space() -> OpsSpace:
+    """More than 2 MiB of integers."""
+    return OpsSpace([Series(LARGE // 4 * 4, 0, 7, 4, "little"), zeros(LARGE % 4)])
+
+
+def plain_bytes() -> bytes:
+    return b"".join((7 * k).to_bytes(4, "little") for k in range(LARGE // 4)) + bytes(LARGE % 4)
+
+
+def stream_machine(*spaces: list[Op]) -> Machine:
+    """Space 0 plain bytes, then the ops of each."""
+    rows = {number: OpsSpace(ops) for number, ops in enumerate(spaces, 1)}
+    return Machine({0: plain_space(), **rows}, STREAM_RULES)
+
+
+@pytest.mark.parametrize(("offset", "plain"), [(0, LARGE), (5, 1000), (LARGE, 0), (9, MIB), (9, MIB + 1)])
+def test_stream(offset: int, plain: int) -> None:
+    """A stream is what the encoder makes of the plain bytes, at any span, large or small."""
+    made = deflated(plain_bytes()[offset : offset + plain])
+    under_test, dice = (
+        stream_machine([zeros(3), Stream(len(made), 0, offset, plain), zeros(4)]),
+        random.Random(2),
+    )
+    whole = bytes(3) + made + bytes(4)
+    for _ in range(20):
+        start = dice.randrange(len(whole))
+        length = dice.randrange(len(whole) - start)
+        assert whole[start : start + length] == under_test.read(1, start, length)
+    assert whole == under_test.read(1, 0, len(whole))
+
+
+@pytest.mark.parametrize("plain", [1000, LARGE])
+@pytest.mark.parametrize("by", [-1, 1])
+def test_stream_of_another_length(plain: int, by: int) -> None:
+    """An encoder that gives more or fewer bytes than the op says is refused, and nothing is waited for."""
+    length = len(deflated(plain_bytes()[:plain])) + by
+    with pytest.raises(HostileInput, match="encode"):
+        stream_machine([Stream(length, 0, 0, plain)]).read(1, 0, length)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [Stream(9, 2, 0, 9), Stream(9, 0, LARGE, 1), Stream(9, 0, 0, LARGE + 1), Stream(9, 0, 1 << 62, 1 << 62)],
+)
+def test_stream_of_nothing(op: Stream) -> None:
+    """A rule that does not exist, and plain bytes outside of their space, are refused."""
+    with pytest.raises(HostileInput):
+        stream_machine([op]).read(1, 0, 9)
+
+
+@pytest.mark.parametrize("plain", [1000, LARGE])
+def test_program_that_is_not_run(plain: int) -> None:
+    """Without a runner of programs, a stream of a program says what is missing."""
+    with pytest.raises(ToolMissing, match="gzip"):
+        stream_machine([Stream(99, 1, 0, plain)]).read(1, 0, 9)
+
+
+class Counting:
+    """An encoder that repeats its input and counts how often it is asked."""
+
+    codec, params = "deflate.zlib", DEFLATE
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def encode(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        self.calls += 1
+        yield from chunks
+
+
+@pytest.mark.parametrize("plain", [1000, LARGE])
+def test_equal_streams_are_made_once(monkeypatch: pytest.MonkeyPatch, plain: int) -> None:
+    """Siblings whose ops are equal share what was encoded; other plain bytes are encoded anew."""
+    counting = Counting()
+    monkeypatch.setattr(streams, "encoder", lambda *_: counting)
+    under_test = stream_machine(
+        [Stream(plain, 0, 0, plain)],
+        [zeros(5), Stream(plain, 0, 0, plain)],
+        [Stream(plain - 1, 0, 1, plain - 1)],
+    )
+    expected = plain_bytes()
+    assert expected[:plain] == under_test.read(1, 0, plain)
+    assert bytes(5) + expected[:plain] == under_test.read(2, 0, plain + 5)
+    assert counting.calls == 1
+    assert expected[1:plain] == under_test.read(3, 0, plain - 1)
+    assert counting.calls == 2
+
+
+def test_streams_of_a_space() -> None:
+    """The streams of a space are found in order, also where a part of another is copied."""
+    first, second, third = (Stream(10, 0, at, 3) for at in (0, 3, 6))
+    under_test = stream_machine([first, zeros(5), second], [third, Copy(5, 1, 12), Copy(4, 0, 0)])
+    assert list(under_test.streams_of(2)) == [third, second]
+    assert list(under_test.streams_of(0)) == []
+
+
+def test_streams_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large streams of a space are begun before anybody asks, and asking does not begin them anew."""
+    counting = Counting()
+    monkeypatch.setattr(streams, "encoder", lambda *_: counting)
+    ops: list[Op] = [Stream(MIB + k, 0, k, MIB + k) for k in range(1, 4)]
+    under_test = stream_machine(ops)
+    end = under_test.streams_ahead(1, 2)
+    total = sum(op.length for op in ops)
+    made = under_test.read(1, 0, total)
+    end()
+    assert made == b"".join(plain_bytes()[k : MIB + 2 * k] for k in range(1, 4))
+    assert counting.calls == 3

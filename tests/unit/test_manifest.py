@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -32,6 +33,7 @@ from rehydrator.core.ops import (
     OffsetRule,
     Rules,
     SizeTable,
+    StreamRule,
     Term,
 )
 
@@ -47,10 +49,9 @@ def form(name: str, size: int = 10, space: int | None = 2) -> Form:
 
 def artifact(name: str, arch: str = "x86_64") -> Artifact:
     how = {"rung": "explained", "cost": 5, "bytes": {"copied": 9}}
-    published = Form(f"{name}.xz", 7, DIGEST)
-    return Artifact(
-        "qemu", arch, "raw.xz", "disk", form(name), published, 1_600_000_000, 0o644, True, 9, True, how
-    )
+    published, signature = form(f"{name}.xz", 7, 3), form(f"{name}.xz.sig", 50, 1)
+    facts = ("qemu", arch, "raw.xz", "disk")
+    return Artifact(*facts, form(name), published, 1_600_000_000, 0o644, True, 9, True, how, signature)
 
 
 def made() -> Manifest:
@@ -58,12 +59,18 @@ def made() -> Manifest:
     framing = Framing(bytes(12), (FrameField(0, 8, "little", "source", 9),), 512)
     return Manifest(
         packs=(Pack(StoredFile("packs/0.pack", 500, DIGEST), 400, 100, DIGEST),),
-        spaces=(PackSpace(0, 900), PackSpace(0, 50), RecipeSpace(0, 1, 2, 10, (0, 1))),
+        spaces=(
+            PackSpace(0, 900),
+            PackSpace(0, 50),
+            RecipeSpace(0, 1, 2, 10, (0, 1)),
+            RecipeSpace(0, 3, 1, 7, (0, 2), (0, 1)),
+        ),
         rules=Rules(
             (SizeTable(1, 2, 512),),
             (OffsetRule(0, 8, "big", 1 << 62, (Term("start", 0, 0), Term("size", 9, 54, True))),),
             (EncodeRule("zlib", (("level", 6), ("wbits", -12)), 0, 65_536, 0, framing),),
             (DecodeRule("zstd", (), 0, 1), DecodeRule("zstd", (), 0)),
+            (StreamRule("lzma2", (("stored", 1),), 2), StreamRule("bzip2", (("level", 9),), 2)),
         ),
         known_answers=(KnownAnswer("zlib", (("level", 6),), "zlib 1.3", 0, 800, 100, DIGEST),),
         releases=(
@@ -85,6 +92,30 @@ def test_round_trip() -> None:
     assert encode(decode(data)) == data
     assert [each.file for each in made().stored_files()] == ["packs/0.pack", "streams/a.json"]
     assert made().reach(2) == {0, 1, 2}
+    assert [made().streams_of(space) for space in range(4)] == [(), (), (), (0, 1)]
+
+
+def test_forms() -> None:
+    """Forms with a space can be given back; only an image has holes; the signature is the last."""
+    outputs = made().outputs()
+    assert [output.form.name for output in outputs[:3]] == ["a", "a.xz", "a.xz.sig"]
+    assert [output.sparse for output in outputs[:3]] == [True, False, False]
+    known = replace(artifact("b"), published=Form("b.xz", 7, DIGEST), signature=None)
+    manifest = replace(made(), releases=(replace(made().releases[0], artifacts=(known,)),))
+    assert decode(encode(manifest)) == manifest
+    assert [output.form.name for output in manifest.outputs()] == ["b"]
+    assert [known.as_published.name, replace(known, published=None).as_published.name] == ["b.xz", "b"]
+
+
+def test_what_is_required() -> None:
+    """A bundle with stream rules says that it needs them, any other needs nothing."""
+    value: Any = canonical_json.loads(encode(made()), "doc", 1 << 20)
+    assert value["requires"] == ["streams"]
+    plain = Manifest(made().packs, made().spaces[:3], Rules(), (), ())
+    value = canonical_json.loads(encode(plain), "doc", 1 << 20)
+    assert value["requires"] == []
+    assert "streams" not in value["rules"]
+    assert ["streams" in space for space in value["spaces"]] == [False] * 3
 
 
 def test_unknown_keys_are_passed_over() -> None:
@@ -117,7 +148,8 @@ def setter(*path: Any) -> Callable[[Any], None]:
 
 
 FILE = ("releases", 0, "artifacts", 0)
-IMAGE = (*FILE, "forms", "image")
+FORMS = (*FILE, "forms")
+IMAGE = (*FORMS, "image")
 
 LIES: dict[str, Callable[[Any], None]] = {
     "another format": setter("format", "x"),
@@ -139,7 +171,7 @@ LIES: dict[str, Callable[[Any], None]] = {
     "a space on a later one": setter("spaces", 2, "inputs", [3]),
     "inputs out of order": setter("spaces", 2, "inputs", [1, 0]),
     "inputs twice": setter("spaces", 2, "inputs", [0, 0]),
-    "a table of no space": setter("rules", "tables", 0, "space", 3),
+    "a table of no space": setter("rules", "tables", 0, "space", 4),
     "a width of 3": setter("rules", "tables", 0, "width", 3),
     "a width of true": setter("rules", "tables", 0, "width", True),
     "an offset of no table": setter("rules", "offsets", 0, "table", 1),
@@ -155,6 +187,20 @@ LIES: dict[str, Callable[[Any], None]] = {
     "a codec with a slash": setter("rules", "encodes", 0, "codec", "a/b"),
     "a decode of no space": setter("rules", "decodes", 0, "input", 9),
     "a prefix of no space": setter("rules", "decodes", 0, "prefix", 9),
+    "streams that are not required": setter("requires", []),
+    "a stream of no space": setter("rules", "streams", 0, "input", 9),
+    "a stream codec with a slash": setter("rules", "streams", 1, "codec", "../sh"),
+    "a stream parameter in words": setter("rules", "streams", 1, "params", "level", "9; sh"),
+    "stream rules that are no list": setter("rules", "streams", {}),
+    "streams out of order": setter("spaces", 3, "streams", [1, 0]),
+    "streams twice": setter("spaces", 3, "streams", [1, 1]),
+    "streams that do not exist": setter("spaces", 3, "streams", [0, 2]),
+    "a published form of another size": setter(*FORMS, "published", "size", 8),
+    "a published form of no space": setter(*FORMS, "published", "space", 9),
+    "a published form outside": setter(*FORMS, "published", "name", "../x.xz"),
+    "a signature without a space": setter(*FORMS, "signature", "space", None),
+    "a signature of another size": setter(*FORMS, "signature", "size", 51),
+    "two forms of one name": setter(*FORMS, "signature", "name", "a.xz"),
     "an answer outside": setter("known_answers", 0, "plain", "offset", 801),
     "an answer about nothing": setter("known_answers", 0, "plain", "length", 0),
     "a name with a slash": setter(*IMAGE, "name", "../x"),
@@ -170,7 +216,7 @@ LIES: dict[str, Callable[[Any], None]] = {
     "a time beyond all": setter(*FILE, "mtime", 1 << 50),
     "sparse by number": setter(*FILE, "sparse", 1),
     "no recipe": setter(*IMAGE, "space", None),
-    "a recipe that does not exist": setter(*IMAGE, "space", 3),
+    "a recipe that does not exist": setter(*IMAGE, "space", 4),
     "a recipe of another size": setter(*IMAGE, "size", 9),
     "more data than size": setter(*IMAGE, "data", 11),
     "a cost in words": setter(*FILE, "how", "cost", "much"),
@@ -197,13 +243,13 @@ def test_depth() -> None:
     def tower(height: int) -> bytes:
         value: Any = canonical_json.loads(encode(made()), "doc", 1 << 20)
         chunks = {"first": 0, "count": 1}
-        for number in range(3, 3 + height):
+        for number in range(4, 4 + height):
             value["spaces"].append({"pack": 0, "size": 1, "chunks": chunks, "inputs": [number - 1]})
         return canonical_json.dumps(value)
 
-    decode(tower(14))
+    decode(tower(13))
     with pytest.raises(HostileInput, match="deep"):
-        decode(tower(15))
+        decode(tower(14))
 
 
 def test_what_may_be_called_so() -> None:

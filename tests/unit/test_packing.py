@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,8 @@ from rehydrator.bundle import packing
 from rehydrator.bundle.manifest import MANIFEST, Manifest, PackSpace, RecipeSpace, encode
 from rehydrator.bundle.packing import Ledger, PackWriter
 from rehydrator.bundle.reader import Bundle
-from rehydrator.core.ops import MAX_OPS_PER_CHUNK, Copy, DecodeRule, Op, zeros
+from rehydrator.core.errors import HostileInput
+from rehydrator.core.ops import MAX_OPS_PER_CHUNK, Copy, DecodeRule, Op, Stream, StreamRule, zeros
 from rehydrator.store.files import DirectoryFiles
 
 if TYPE_CHECKING:
@@ -87,6 +89,48 @@ def test_recipes(tmp_path: Path) -> None:
     assert bundle.machine.read(empty, 0, 0) == b""
     found = [each for each in ledger.spaces if isinstance(each, RecipeSpace)]
     assert [(each.count, each.inputs) for each in found] == [(2, (space,)), (0, ()), (1, (space, long))]
+
+
+def test_a_recipe_lists_its_streams(tmp_path: Path) -> None:
+    """A recipe's space has the numbers of the stream rules that its ops name, ascending, each once,
+    and their inputs; what is copied from it has none of its own."""
+    (tmp_path / "packs").mkdir()
+    ledger = Ledger()
+    with ThreadPoolExecutor(1) as pool:
+        writer = PackWriter(tmp_path, ledger, 1, pool, 2)
+        [(space, _, _)] = writer.append(b"plain bytes")
+        plain = writer.add_recipe([Copy(11, space, 0)])
+        rules = [StreamRule("lzma2", (("stored", 1),), each) for each in (space, plain, plain)]
+        first, second, same = map(ledger.stream_rule, rules)
+        ops = [Stream(15, second, 0, 11), Stream(7, first, 4, 3), Stream(15, same, 0, 11)]
+        packed = writer.add_recipe(ops)
+        copied = writer.add_recipe([Copy(30, packed, 7)])
+        writer.finish()
+    bundle = opened(tmp_path, ledger)
+    assert (first, second, same) == (0, 1, 1)
+    assert list(map(bundle.manifest.streams_of, (plain, packed, copied))) == [(), (0, 1), ()]
+    assert bundle.manifest.reach(packed) == {space, plain, packed}
+    whole = b"\1\0\x0aplain bytes\0"
+    assert bundle.machine.read(packed, 0, 37) == whole + b"\1\0\2n b\0" + whole
+    assert bundle.machine.read(copied, 0, 30) == (whole + b"\1\0\2n b\0" + whole)[7:]
+    assert list(bundle.machine.streams_of(copied)) == ops
+
+
+def test_a_stream_that_is_not_listed(tmp_path: Path) -> None:
+    """A space whose ops name a stream rule that it does not list gives nothing."""
+    (tmp_path / "packs").mkdir()
+    ledger = Ledger()
+    with ThreadPoolExecutor(1) as pool:
+        writer = PackWriter(tmp_path, ledger, 1, pool, 2)
+        [(space, _, _)] = writer.append(b"plain bytes")
+        rule = ledger.stream_rule(StreamRule("lzma2", (("stored", 1),), space))
+        packed = writer.add_recipe([Stream(15, rule, 0, 11)])
+        writer.finish()
+    stated = ledger.spaces[packed]
+    assert isinstance(stated, RecipeSpace)
+    ledger.spaces[packed] = replace(stated, streams=())
+    with pytest.raises(HostileInput, match="names a stream not among its own"):
+        opened(tmp_path, ledger).machine.read(packed, 0, 1)
 
 
 def test_decode_rules_are_kept_once() -> None:

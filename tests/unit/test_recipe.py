@@ -7,7 +7,7 @@ import random
 import pytest
 
 from rehydrator.core.errors import HostileInput
-from rehydrator.core.ops import MAX_OPS_PER_CHUNK, Copy, Decode, Encode, Offsets, Op, Series, zeros
+from rehydrator.core.ops import MAX_OPS_PER_CHUNK, Copy, Decode, Encode, Offsets, Op, Series, Stream, zeros
 from rehydrator.core.recipe import MAX_CHUNK, MAX_VALUE, decode_chunk, encode_chunk, output_offsets
 
 BIG = MAX_VALUE >> 1
@@ -24,6 +24,7 @@ def random_op(dice: random.Random) -> Op:
         Offsets(length, 3, number, BIG - number),
         Encode(length, 2, number, 5, 6),
         Decode(length, 1, number, 77, 5, number),
+        Stream(length, 4, number, BIG >> 1),
     ]
     return dice.choice(ops)
 
@@ -64,6 +65,28 @@ def test_any_damage_is_refused_or_harmless() -> None:
                 continue
             assert found != ops
             assert all(op.length > 0 for op in found)
+
+
+def test_streams_in_a_row_cost_their_lengths() -> None:
+    """Streams of neighbouring plain bytes differ in the lengths that they make, and in nothing else."""
+    ops = [Stream(1000 + k % 7, 3, k << 20, 1 << 20) for k in range(100)]
+    count, column = 4, 1 + 100
+    begin = count + column + (1 + 2 * 100)  # kind; length of two bytes
+    where = begin + column
+    data = encode_chunk(ops)
+    assert decode_chunk(data) == ops
+    assert data[begin:where] == b"\1" + b"\3" * 100
+    assert data[where : where + 1] == b"\0"  # no distance from the one before
+    assert data[where + 1 :] == b"\4" + (bytes(200) + b"\x10" * 100 + bytes(100)) + bytes(2)
+
+
+def test_a_stream_has_two_operands() -> None:
+    """A third and a fourth are refused."""
+    row = b"\1\0\0\0" + b"\1\6" + b"\1\7" + bytes(1) + b"\1\2" + b"\1\5"
+    assert decode_chunk(row + bytes(2)) == [Stream(7, 0, 1, 5)]
+    for more in (b"\1\1" + bytes(1), bytes(1) + b"\1\1"):
+        with pytest.raises(HostileInput, match="operand"):
+            decode_chunk(row + more)
 
 
 @pytest.mark.parametrize("data", [b"", b"\0\0\0", b"\xff\xff\xff\xff", encode_chunk([zeros(9)]) + b"\0"])
