@@ -517,6 +517,12 @@ document(
     "tried rungs that are a text",
     put("releases", 0, "artifacts", 0, "how", "tried", "x"),
 )
+document(
+    8,
+    "how_published_text",
+    "what is shown of a published form is a text",
+    put("releases", 0, "artifacts", 0, "how", "published", {"bytes": "x"}),
+)
 document(8, "inputs_not_lower", "a space stands on itself", put("spaces", 1, "inputs", [0, 1]))
 document(8, "inputs_descend", "inputs do not ascend", put("spaces", 3, "inputs", [2, 1]))
 document(8, "inputs_incomplete", "ops name a space not among the inputs", put("spaces", 3, "inputs", [1]))

@@ -603,6 +603,8 @@ def _how(item: Object) -> dict[str, Any]:
         tried.text("rung"), tried.text("why")
     if item.has("cost"):
         item.number("cost")
+    if item.has("published"):
+        _how(item.object("published"))
     return item.raw()
 
 

@@ -220,6 +220,7 @@ LIES: dict[str, Callable[[Any], None]] = {
     "a recipe of another size": setter(*IMAGE, "size", 9),
     "more data than size": setter(*IMAGE, "data", 11),
     "a cost in words": setter(*FILE, "how", "cost", "much"),
+    "a published cost in words": setter(*FILE, "how", "published", {"cost": "much"}),
     "two of one name": setter("releases", 0, "artifacts", 1, "arch", "x86_64"),
     "a list for an object": setter("rules", []),
     "an object for a list": setter("packs", {}),

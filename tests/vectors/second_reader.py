@@ -116,6 +116,7 @@ PLAIN = {"space": LIST, "offset": NUMBER, "length": 1 << 23}
 TRIED = {"rung": TEXT, "why": TEXT}
 HOW = {"rung?": TEXT, "format?": TEXT, "cost?": NUMBER, "tried?": [TRIED, LIST], "bytes?": {"*": NUMBER}}
 HOW |= {"facts?": {"*": TEXT}, "encoders?": {"*": TEXT}}
+HOW |= {"published?": HOW}
 FORM = {"name": NAME, "size": NUMBER, "sha256": HEX64, "data?": NUMBER, "space?": LIST}
 ARTIFACT = {"platform": NAME, "format": NAME, "arch": WORD, "role": WORD, "mtime": 1 << 40, "mode": 0o777}
 ARTIFACT |= {"sparse": bool, "virtual_size": NUMBER, "canonical": bool, "how": HOW}

@@ -194,6 +194,7 @@ def test_schema_names_every_key_that_is_encoded(built: Path) -> None:
         "mode-setuid",
         "how-cost-text",
         "how-tried-text",
+        "how-published-text",
         "image-without-space",
         "signature-without-space",
         "stream-parameter-huge",
