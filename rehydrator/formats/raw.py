@@ -24,9 +24,9 @@ _GPT_SIGNATURE = b"EFI PART"
 
 def recognise(file: Reader) -> bool:
     """A partitioned disk of whole sectors."""
-    if file.size < SECTOR or file.size % SECTOR:
+    if file.size < SECTOR or file.size % SECTOR or _is_iso(file):
         return False
-    if file.pread(0, SECTOR)[510:] == _MBR_SIGNATURE and not _is_iso(file):
+    if file.pread(0, SECTOR)[510:] == _MBR_SIGNATURE:
         return True
     return any(file.size >= 2 * sector and file.pread(sector, 8) == _GPT_SIGNATURE for sector in (512, 4096))
 
@@ -39,5 +39,5 @@ def explain(file: Reader, each: Each = map) -> Explanation:
 
 
 def _is_iso(file: Reader) -> bool:
-    """An isohybrid image has both signatures; it is no disk of ours (ECMA-119, 8.1)."""
+    """An isohybrid image has all three signatures; it is no disk of ours (ECMA-119, 8.1)."""
     return file.size >= 0x8806 and file.pread(0x8001, 5) == b"CD001"
