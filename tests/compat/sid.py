@@ -13,14 +13,14 @@ ROOT = Path(__file__).resolve().parents[2] / "build/sid"
 POLICY = ROOT / "etc/containers/policy.json"
 
 
-def program(name: str) -> list[str]:
-    """The words that start a program of sid."""
+def program(name: str, root: Path = ROOT) -> list[str]:
+    """The words that start a program of sid, or of what else scripts/sid-root unpacked in `root`."""
     linkers, libraries = (
-        sorted(ROOT.glob("usr/lib*/ld-linux*.so.?")),
-        sorted(ROOT.glob("usr/lib/*-linux-gnu")),
+        sorted(root.glob("usr/lib*/ld-linux*.so.?")),
+        sorted(root.glob("usr/lib/*-linux-gnu")),
     )
-    assert linkers, f"{ROOT} holds no tools of sid; scripts/sid-root unpacks them"
-    return [str(linkers[0]), "--library-path", ":".join(map(str, libraries)), str(ROOT / "usr/bin" / name)]
+    assert linkers, f"{root} holds no newer tools; scripts/sid-root unpacks them"
+    return [str(linkers[0]), "--library-path", ":".join(map(str, libraries)), str(root / "usr/bin" / name)]
 
 
 def run(name: str, *arguments: object) -> str:

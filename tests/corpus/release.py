@@ -62,9 +62,10 @@ def make_variants(
     platforms: Sequence[str],
     files: Mapping[str, str] | None = None,
     base_4k: Path | None = None,
+    tools: Path | None = None,
 ) -> list[Path]:
     """The published files, in the order of `platforms`; `files` of the guest change on all disks. metal4k
-    is made from `base_4k`."""
+    is made from `base_4k`. Programs in the folder `tools` are preferred."""
     derivations = base.with_name("derivations.json")
     derivations.write_text(json.dumps(_derivations(release, platforms, files or {})))
     command: list[str | Path] = [
@@ -84,6 +85,8 @@ def make_variants(
     for platform in platforms:
         command += ["--platform", platform]
     environment = os.environ | {"SOURCE_DATE_EPOCH": str(EPOCH), "PYTHONPATH": str(ROOT)}
+    if tools:
+        environment["PATH"] = f"{tools.absolute()}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
     made = {each["platform"]: each["file"] for each in json.loads(done.stdout)["platforms"]}
     return [release.directory / made[platform] for platform in platforms]

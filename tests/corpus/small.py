@@ -58,6 +58,7 @@ def make_small(
     four_k: bool = False,
     compressed: bool = False,
     level: int = 0,
+    tools: Sequence[Path] = (),
     document: bool = False,
     files: Mapping[str, str] | None = None,
     editor: str = "auto",
@@ -67,7 +68,9 @@ def make_small(
     `megabytes` of real files fill the root filesystem. With `bootable` the disks start the machine's
     own kernel through GRUB and print `boot.MARKER`. `live` adds kernel and initramfs, `rootfs` the root
     filesystem ("squashfs" or "erofs"), `iso` an ISO of what is there; `four_k` adds metal4k. The outer
-    compression has `level`, 0 for upstream's. With `document` stream.json stays, which names the disks.
+    compression has `level`, 0 for upstream's. The platforms are made in turn by this machine's programs and
+    by those of each folder of `tools` (tests/corpus/tools.py). With `document` stream.json
+    stays, which names the disks.
     """
     directory.mkdir(parents=True, exist_ok=True)
     release = Release(directory, cloud_mib * MIB, arch=arch, compress=compressed, level=level, editor=editor)
@@ -91,7 +94,11 @@ def make_small(
             else None
         )
         wanted = [*platforms, "metal4k"] if large else platforms
-        made = make_variants(base.path, release, wanted, files, large.path if large else None)
+        turns = [None, *tools]
+        made = []
+        for number, folder in enumerate(turns[: len(wanted)]):
+            group = wanted[number :: len(turns)]
+            made += make_variants(base.path, release, group, files, large.path if large else None, folder)
         if not document:
             (directory / "stream.json").unlink()
         if live:
