@@ -8,7 +8,7 @@ image/FILE               a file back without its outer compression
 published/FILE           as published
 same/FILE/ROUND          as published, with as many threads as the program that compressed it
 original/FILE/ROUND      that program, over the same decompressed file
-encoder/FILE             our encoder alone, over the same
+encoder/FILE             our encoders alone, over the same
 all/FORM                 everything back in one run
 """
 
@@ -281,11 +281,11 @@ class Published(Steps):
                 self._measured(f"same/{file.name}/{number}", command, {file.name: file.sha256})
             if original := self._original(file, threads):
                 self._packed(f"original/{file.name}/{number}", f"{original} > scratch/packed", file)
-        encoders = encoders_of(self.results, file.name)
-        if encoders:
-            codec, params = encoders[0]["codec"], json.dumps(encoders[0]["params"])
-            command = f"encode_alone {shlex.quote(codec)} {shlex.quote(params)} {_prepared(file.plain)}"
-            self._packed(f"encoder/{file.name}", f"{command} > scratch/packed", file)
+        if encoders_of(self.results, file.name):
+            arguments = f"{_BUNDLE} {shlex.quote(file.name)} {_prepared(file.plain)}"
+            key, script = f"encoder/{file.name}", f"encode_alone {arguments}"
+            if not self._is_done(key, script, ".", self._code):
+                self._record(key, self._step(key, script, self._code))
 
     def _is_first(self, file: File) -> bool:
         return file == next(each for each in self._files if each.suffix == file.suffix)
@@ -352,10 +352,10 @@ def artifact(results: dict[str, Any], name: str) -> dict[str, Any]:
     return {}
 
 
-def encoders_of(results: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The encoders that `info` tells for the published form: codec, params, version."""
-    form = (artifact(results, name).get("forms") or {}).get("published") or {}
-    return list(form.get("encoders") or ())
+def encoders_of(results: dict[str, Any], name: str) -> list[dict[str, str]]:
+    """The encoders that `info` tells for the form as published: each in words, and its version."""
+    forms = artifact(results, name).get("forms") or {}
+    return list((forms.get("published") or forms.get("image") or {}).get("encoders") or ())
 
 
 def _is(path: Path, digest: str) -> bool:
