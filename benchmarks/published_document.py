@@ -207,8 +207,9 @@ def _opening(results: Results) -> str:
         "## Files as published\n\n"
         f"Written by `scripts/bench --published`, {results['taken']}; not edited by hand. One run over "
         f"the {len(results['files'])} published files of the *{settings['corpus']}* release, on "
-        f"{machine['processor']}; {versions}; `rehydrator build --level {settings['level']}{more}`. What comes back is compared with the release's own files, and with "
-        "what xz, gzip and unzip make of them. Memory and seconds are as above."
+        f"{machine['processor']}; {versions}; `rehydrator build --level {settings['level']}{more}`. "
+        "What comes back is compared with the release's own files, and with what xz, gzip and unzip make "
+        "of them. Memory and seconds are as above."
     )
 
 
