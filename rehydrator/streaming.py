@@ -198,7 +198,7 @@ class Streams:
         ended: threading.Event,
     ) -> None:
         begun: list[Stream] = []
-        with suppress(HostileInput):  # whoever reads meets it too
+        with suppress(Exception):  # whatever it is, whoever reads meets it too
             for key, size, make in wanted:
                 while not self._has_room(begun, most):
                     if ended.wait(0.02):

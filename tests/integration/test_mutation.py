@@ -1,4 +1,4 @@
-"""Damage: one small signed bundle is damaged in hundreds of places, and every artifact asked for.
+"""Damage: small signed bundles are damaged in hundreds of places, and every file asked for.
 
 Plain damage changes files of the OCI layout or of the bare bundle. Sealed damage changes what is
 inside and computes every digest above it anew, signature included, so that it reaches the parsers.
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import copy
 import faulthandler
+import gzip
 import hashlib
 import json
+import lzma
 import random
 import re
 import shutil
@@ -32,28 +34,34 @@ from rehydrator.bundle.reader import HeldChunks
 from rehydrator.bundle.rehydrate import Options, to_directory
 from rehydrator.cli.common import trusted
 from rehydrator.core.errors import HostileInput, NotInBundle, RehydratorError
-from rehydrator.core.ops import Copy, Decode, Rules, Series, SizeTable, zeros
+from rehydrator.core.ops import Copy, Decode, Rules, Series, SizeTable, Stream, zeros
 from rehydrator.core.reader import BytesReader
 from rehydrator.core.recipe import decode_chunk, encode_chunk
 from rehydrator.engine import Machine, OpsSpace
 from rehydrator.oci.reference import open_bundle, parse
 from rehydrator.oci.signature import keygen, load_private_key, sign
 from tests.vectors.draft import Draft, DraftFrame, canonical, read_tree, write_tree
-from tests.vectors.siblings import make_siblings
+from tests.vectors.siblings import disk_bytes, make_siblings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from rehydrator.bundle.manifest import Output
     from rehydrator.bundle.reader import Bundle
     from rehydrator.core.ops import Op
     from rehydrator.core.reader import Reader
     from rehydrator.store.files import Files
+
+# What a thread dies of reaches the user as a traceback.
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
 ROOT = Path(__file__).resolve().parents[2]
 Tree = dict[str, bytes]
 Dice = random.Random
 
 PLAIN, SEALED, LAYERS = 220, 220, 60
+STREAMS = 160
+DISK = 128 << 10
 BATCHES = 4
 SECONDS, MEBIBYTES = 20, 512
 
@@ -112,6 +120,30 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Original:
     """About 10 MiB of images of every format, built and signed by the command line, level 1."""
     work = tmp_path_factory.mktemp("mutation")
     make_siblings(work / "release", 1)
+    return built(work)
+
+
+@pytest.fixture(scope="module")
+def streams(tmp_path_factory: pytest.TempPathFactory) -> Original:
+    """Published files around two disks of 128 KiB: .xz of two blocks, .gz, .bz2, a signature."""
+    work = tmp_path_factory.mktemp("streams")
+    make_published(work / "release", disk_bytes(1)[:DISK])
+    return built(work)
+
+
+def make_published(directory: Path, disk: bytes) -> None:
+    """A disk in an .xz by the program, with a signature; and in a .gz by zlib a sibling of it."""
+    directory.mkdir()
+    raw = directory / "metal.raw"
+    raw.write_bytes(disk)
+    subprocess.run(["xz", "-0", "-T2", f"--block-size={DISK // 2}", raw], check=True)
+    raw.with_suffix(".raw.xz.sig").write_bytes(b"signed by upstream")
+    sibling = disk[:-5000] + b"another end".ljust(5000, b".")
+    (directory / "qemu.raw.gz").write_bytes(gzip.compress(sibling, 6, mtime=1))
+
+
+def built(work: Path) -> Original:
+    """The bundle of work/release, built and signed by the command line."""
     keygen(str(work / "test"), None)
     build = ["build", str(work / "release"), "-o", f"oci:{work}/image:it", "--key", str(work / "test.key")]
     made = rehydrator(*build, "--runtime", "none", "--level", "1")
@@ -119,6 +151,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Original:
     with open_bundle(parse(f"oci:{work}/image:it"), work) as files:
         tree = {name: _whole(files.open(name)) for name in files.names()}
     release = {path.name: path.read_bytes() for path in (work / "release").iterdir()}
+    release |= {name[:-3]: lzma.decompress(data) for name, data in release.items() if name.endswith(".xz")}
+    release |= {name[:-3]: gzip.decompress(data) for name, data in release.items() if name.endswith(".gz")}
     sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in release.items()}
     return Original(work, read_tree(work / "image"), tree, sha256, work / "test.pub")
 
@@ -144,25 +178,25 @@ def _whole(reader: Reader) -> bytes:
 
 
 def ask_for_everything(files: Files, key: Path | None, promised: dict[str, str] | None, tally: Tally) -> None:
-    """Rehydrate every artifact; `promised` is what must come out, else what bundle.json says."""
+    """Rehydrate every file; `promised` is what must come out, else what bundle.json says."""
     try:
-        bundle = trusted(files, key)
+        bundle = trusted(files, key, Path(tempfile.gettempdir()))
     except RehydratorError:
         tally.refused += 1
         return
     with tempfile.TemporaryDirectory(dir=_fast()) as directory:
-        for artifact in bundle.manifest.artifacts():
-            tally.count(_ask(bundle, artifact, Path(directory), promised))
+        for output in bundle.manifest.outputs():
+            tally.count(_ask(bundle, output, Path(directory), promised))
 
 
-def _ask(bundle: Bundle, artifact: Any, directory: Path, promised: dict[str, str] | None) -> int:
-    target = directory / artifact.image.name
+def _ask(bundle: Bundle, output: Output, directory: Path, promised: dict[str, str] | None) -> int:
+    target = directory / output.form.name
     try:
-        to_directory(bundle, artifact, directory, Options(sparse=True))
+        to_directory(bundle, output, directory, Options(sparse=True))
     except RehydratorError as error:
         assert list(directory.iterdir()) == []
         return error.exit_code
-    expected = promised[artifact.image.name] if promised else artifact.image.sha256
+    expected = promised[output.form.name] if promised else output.form.sha256
     assert expected == hashlib.sha256(target.read_bytes()).hexdigest()
     assert [target] == list(directory.iterdir())
     target.unlink()
@@ -416,6 +450,85 @@ def test_sealed_damage(original: Original, batch: int) -> None:
     assert {0, 5, 8} <= tally.codes.keys()
 
 
+def test_plain_damage_of_streams(streams: Original) -> None:
+    """Damage under the signature of published forms: they are the original, or nothing."""
+
+    def case(dice: Dice, tally: Tally) -> None:
+        tree = damaged(dice, streams.tree)
+        ask_for_everything(MemoryFiles(tree), streams.key, streams.sha256, tally)
+
+    tally = run_cases(range(3000, 3000 + STREAMS // 4), case)
+    assert tally.refused > 0
+    assert {0, 5} <= tally.codes.keys()
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_sealed_damage_of_streams(streams: Original, batch: int) -> None:
+    """Stream rules, their parameters and ops that are pinned and signed: a file is what bundle.json
+    promises, or is not there; what no encoder gives back is malformed."""
+
+    def case(dice: Dice, tally: Tally) -> None:
+        draft = Draft.of(streams.tree)
+        change = dice.choice((change_stream, change_stream, change_stream_op, *CHANGES))
+        change(dice, draft)
+        ask_for_everything(MemoryFiles(streams.signed(resealed(draft))), streams.key, None, tally)
+
+    tally = run_cases(range(4000 + batch, 4000 + STREAMS, BATCHES), case)
+    assert tally.refused > 0
+    assert {0, 5, 8} <= tally.codes.keys()
+
+
+def change_stream(dice: Dice, draft: Draft) -> None:
+    """Another number, name or list in what bundle.json says of streams; half of the time the
+    known answers say the same."""
+    rules = draft.document["rules"]["streams"]
+    rule = dice.choice(rules)
+    answers = [each for each in draft.document["known_answers"] if each["params"] == rule["params"]]
+    spaces = [space for space in draft.document["spaces"] if "streams" in space]
+    kind = dice.randrange(5)
+    if kind == 0:
+        dice.choice(spaces)["streams"] = dice.choice(([], [0], [1], [0, 1], [1, 0], [5], None, 0, [0, 0]))
+    elif kind == 1:
+        dice.choice(spaces)["inputs"] = sorted(dice.sample(range(len(draft.document["spaces"])), 2))
+    elif kind == 2:
+        rule["input"] = dice.randrange(len(draft.document["spaces"]) + 1)
+    else:
+        name = dice.choice(sorted(rule["params"]))
+        value = dice.choice((-1, 0, 1, 2, 5, 9, 10, 4095, 4096, 1 << 16, 1 << 20, (1 << 31) - 1))
+        codec = dice.choice(
+            (rule["codec"], rule["codec"], "lzma2", "deflate.zlib", "bzip2", "deflate.gzip", "zlib")
+        )
+        for each in (rule, *answers) if dice.randrange(2) else (rule,):
+            each["codec"] = codec
+            each["params"] = {**each["params"], name: value}
+
+
+def change_stream_op(dice: Dice, draft: Draft) -> None:
+    """Another operand of a Stream; where it is the length, the op behind makes up for it."""
+    every = [frame for name in sorted(draft.packs) for frame in draft.packs[name] if frame.kind == 1]
+    frames = [frame for frame in every if any(isinstance(op, Stream) for op in decode_chunk(_plain(frame)))]
+    frame = dice.choice(frames)
+    ops = decode_chunk(_plain(frame))
+    at = dice.choice([at for at, op in enumerate(ops[:-1]) if isinstance(op, Stream)])
+    name = dice.choice(("length", "rule", "offset", "plain"))
+    by = dice.choice((-512, -1, 1, 2, 512))
+    changed: dict[str, Any] = {name: max(0, getattr(ops[at], name) + by)}
+    if name != "length" and not dice.randrange(3):
+        changed = {name: dice.choice(OPERANDS)}
+    if name == "length" and ops[at + 1].length > by:
+        ops[at + 1] = replace(ops[at + 1], length=ops[at + 1].length - by)
+    ops[at] = replace(ops[at], **changed)
+    _store(dice, frame, encode_chunk(ops))
+
+
+def resealed(draft: Draft) -> Tree:
+    """The draft with all digests right, where what they stand in is still of the right shape."""
+    try:
+        return draft.tree()
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {"bundle.json": canonical(draft.document)}
+
+
 def reseal_layout(dice: Dice, layout: Tree) -> Tree:
     """Damage one layer, and pin it anew in manifest and index."""
     index = json.loads(layout["index.json"])
@@ -501,7 +614,7 @@ def test_pieces_are_joined(original: Original) -> None:
     """20,000 copies of one byte come as five pieces, not as 20,000 objects of 200 bytes."""
     ops = [Copy(1, 0, k * 7) for k in range(20_000)]
     tree = hoard(Draft.of(original.tree), ops, [zstd.compress(bytes(1 << 26))], [])
-    machine = trusted(MemoryFiles(tree), None).machine
+    machine = trusted(MemoryFiles(tree), None, Path(tempfile.gettempdir())).machine
     sizes = [len(bytes(machine.read(1, 0, 1))), *(len(piece) for piece in machine.pieces(1, 0, 20_000))]
     assert sizes == [1, 4096, 4096, 4096, 4096, 3616]
 
