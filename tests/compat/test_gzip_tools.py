@@ -6,6 +6,7 @@ import gzip as writer
 import io
 import random
 import struct
+import zipfile
 import zlib
 from functools import cache
 from itertools import pairwise
@@ -222,6 +223,28 @@ def test_options_of_the_environment_do_not_count(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("GZIP", "--rsyncable")
     assert usual != made("gzip", "-nc")
     assert usual[10:-8] == stream_of("deflate.gzip", level=6, rsyncable=0)
+
+
+@pytest.mark.parametrize("level", [1, 2, 6, 9])
+def test_zip_writes_the_bytes_of_gzip(level: int, tmp_path: Path) -> None:
+    """The member of `zip ARCHIVE FILE` is what zip streams, and what gzip writes: either program
+    gives back the other's files."""
+    (tmp_path / "disk.raw").write_bytes(plain())
+    made("zip", "-q", f"-{level}", "-j", str(tmp_path / "disk.zip"), str(tmp_path / "disk.raw"))
+    with zipfile.ZipFile(tmp_path / "disk.zip") as archive:
+        (entry,) = archive.infolist()
+    data = (tmp_path / "disk.zip").read_bytes()
+    begin = 30 + sum(struct.unpack_from("<HH", data, 26))
+    packed = data[begin : begin + entry.compress_size]
+    assert packed == stream_of("deflate.zip", level=level)
+    assert packed == stream_of("deflate.gzip", level=level, rsyncable=0)
+
+
+def test_zip_streams_what_is_shorter_than_its_header() -> None:
+    """One byte, and nothing at all, through the program: raw deflate."""
+    for text in (b"", b"x", b"hello"):
+        packed = b"".join(streams.encoder("deflate.zip", {"level": 6}, run_filter).encode([text]))
+        assert zlib.decompress(packed, -15) == text
 
 
 def test_a_program_ends_when_the_comparison_does() -> None:
