@@ -32,7 +32,7 @@ def fixture_tools(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     subprocess.run([root / "scripts/sid-root", BUILD / "trixie", "trixie"], check=True)
     folder = tmp_path_factory.mktemp("tools")
     for suite in ("trixie", "sid"):
-        make_tools(BUILD / suite, folder / suite)
+        make_tools(folder / suite, BUILD / suite)
     return [folder / "trixie", folder / "sid"]
 
 

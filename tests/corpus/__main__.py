@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tests.corpus.debian import make_base, make_four_k, make_live
 from tests.corpus.release import DEFAULT
 from tests.corpus.small import make_small
+from tests.corpus.tools import make_tools
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,7 @@ _MAKERS: dict[str, Callable[..., list[Path]]] = {
     "base": make_base,
     "four-k": make_four_k,
     "live": make_live,
+    "tools": make_tools,
 }
 
 
@@ -44,11 +46,14 @@ def _parser() -> argparse.ArgumentParser:
     small.add_argument("--four-k", action="store_true", help="metal4k, too")
     base = kinds.add_parser("base", help="minutes, root: a Debian that boots")
     base.add_argument("--root", type=Path, help="a tree that mmdebstrap made before, to be used up")
+    small.add_argument("--tools", type=Path, action="append", default=[], help="a folder that `tools` made")
+    tools = kinds.add_parser("tools", help="programs that scripts/sid-root unpacked, for PATH")
+    tools.add_argument("root", type=Path, help="where they were unpacked: build/sid")
     four_k = kinds.add_parser("four-k", help="half a minute, root: the same disk for large sectors")
     live = kinds.add_parser("live", help="minutes, root: live media of the base")
     live.add_argument("base", type=Path, metavar="BASE_DIR")
     live.add_argument("--rootfs", choices=ROOTFS, default="squashfs")
-    for kind in (small, base, four_k, live):
+    for kind in (small, base, four_k, live, tools):
         kind.add_argument("directory", type=Path)
     return parser
 

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 NAMES = ("gzip", "mksquashfs", "pigz", "qemu-img", "tar", "xz", "zip", "zstd")
 
 
-def make_tools(root: Path, folder: Path) -> list[Path]:
-    """Write a script for each program of the tree `root` into `folder`; list them."""
-    folder.mkdir(parents=True, exist_ok=True)
+def make_tools(directory: Path, root: Path) -> list[Path]:
+    """Write a script for each program of the tree `root` into `directory`; list
+    them."""
+    directory.mkdir(parents=True, exist_ok=True)
     made = []
     for name in NAMES:
-        script = folder / name
+        script = directory / name
         words = shlex.join(sid.program(name, root.absolute()))
         # The linker would call itself by its own name, which gzip and xz look at.
         script.write_text(f'#!/bin/sh\nexec {words.replace(" ", f" --argv0 {name} ", 1)} "$@"\n')
