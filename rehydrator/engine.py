@@ -203,7 +203,7 @@ class Machine:
             return self._encode(op, offset, length)
         if isinstance(op, Stream):
             return self._stream(op, offset, length)
-        return iter((view(self._decode(op), offset, offset + length),))
+        return iter((self._decoded(op, offset, length),))
 
     def unit_ends(self, table: int) -> array[int]:
         """Where each unit of a size table ends when they lie in a row: 0, then running sums.
@@ -352,22 +352,28 @@ class Machine:
                 yield op
             here += op.length
 
-    def _decode(self, op: Decode) -> bytes:
+    def _decoded(self, op: Decode, offset: int, length: int) -> Piece:
+        """A span of what an op decodes to; of a block that was decoded twice, out of the spool."""
+        key = ("decode", op.rule, op.offset, op.stored, op.length, op.prefix_offset, op.prefix_length)
+        kept = self._remade.read(key, offset, length) if self._remade else None
+        if kept is not None:
+            return memoryview(kept)
+        return view(self.cache.get(key, lambda: self._decode(op, key)), offset, offset + length)
+
+    def _decode(self, op: Decode, key: Hashable) -> bytes:
         rule = _rule(self.rules.decodes, op.rule)
         if op.length > MAX_FRAME or op.stored > MAX_FRAME or op.prefix_length > 2 * MAX_FRAME:
             raise HostileInput(f"a decoded unit of {op.length} bytes is above the limit")
-        key = ("decode", op.rule, op.offset, op.stored, op.length, op.prefix_offset, op.prefix_length)
-
-        def make() -> bytes:
-            stored = self.read(rule.input, op.offset, op.stored)
-            if rule.codec == "zstd":
-                return decompress(stored, op.length, "residue", self._prefix(rule, op))
-            if op.prefix_length:
-                raise HostileInput(f"{rule.codec} has no prefix")
-            return decode_block(rule.codec, stored, dict(rule.params), op.length)
-
-        remade = self._remade
-        return self.cache.get(key, make if remade is None else lambda: remade.get(key, make))
+        stored = self.read(rule.input, op.offset, op.stored)
+        if rule.codec == "zstd":
+            plain = decompress(stored, op.length, "residue", self._prefix(rule, op))
+        elif op.prefix_length:
+            raise HostileInput(f"{rule.codec} has no prefix")
+        else:
+            plain = decode_block(rule.codec, stored, dict(rule.params), op.length)
+        if self._remade:
+            self._remade.add(key, plain)
+        return plain
 
     def _prefix(self, rule: DecodeRule, op: Decode) -> bytes:
         if not op.prefix_length:

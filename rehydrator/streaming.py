@@ -131,21 +131,23 @@ class Remade:
         self._new, self._limit = spool, limit
         self._lock = threading.Lock()
         self._made: set[int] = set()
-        self._places: dict[Hashable, tuple[int, int]] = {}
+        self._places: dict[Hashable, int] = {}
         self._spool: Spool | None = None
 
-    def get(self, key: Hashable, make: Callable[[], bytes]) -> bytes:
-        """The value of `key`, from the spool or by `make`."""
+    def read(self, key: Hashable, offset: int, length: int) -> bytes | None:
+        """`length` bytes from `offset` of a value, if it is kept."""
         place = self._places.get(key)
-        if place is not None and self._spool is not None:
-            return self._spool.read(*place)
-        value = make()
+        if place is None or self._spool is None:
+            return None
+        return self._spool.read(place + offset, length)
+
+    def add(self, key: Hashable, value: bytes) -> None:
+        """A value was made: it is kept if that is the second time."""
         with self._lock:
             if hash(key) in self._made:
                 self._keep(key, value)
             elif len(self._made) < _REMADE:
                 self._made.add(hash(key))
-        return value
 
     def _keep(self, key: Hashable, value: bytes) -> None:
         self._spool = spool = self._spool or self._new()
@@ -157,7 +159,7 @@ class Remade:
         except LimitExceeded:  # no room: then it is made again
             self._limit = 0
         else:
-            self._places[key] = at, len(value)
+            self._places[key] = at
 
 
 class Streams:
