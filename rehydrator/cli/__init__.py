@@ -34,6 +34,10 @@ VERBS = {
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
+# Where an exception may leave a lock taken for ever, in the standard library.
+_LOCKING = ("__enter__", "__exit__", "_acquire_restore", "_release_save")
+_LOCKING_MODULES = ("/threading.py", "/concurrent/futures/_base.py")
+
 EXIT_STATUS = """\b
 Exit status: 0 done, 1 failure, 2 usage, 3 some artifacts failed, 4 not in this bundle,
 5 digest mismatch, 6 signature missing, 7 signature wrong, 8 hostile or malformed input,
@@ -156,11 +160,36 @@ def printable(text: str) -> str:
     )
 
 
-def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
-    """The first signal begins the cleaning up, and a second one does not cut it short."""
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """The first signal begins the cleaning up, and a second one does not cut it short.
+
+    One that arrives while a lock changes hands waits for a moment: raised there, it leaves the lock
+    taken, and a thread that we wait for waits for the lock (one in 150 of those that hit waiting
+    for results, measured).
+    """
+    if frame is not None and _changes_a_lock(frame):
+        _once_more(number)
+        return
     for each in _INTERRUPTS:
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _changes_a_lock(frame: FrameType) -> bool:
+    code = frame.f_code
+    return code.co_name in _LOCKING and code.co_filename.endswith(_LOCKING_MODULES)
+
+
+def _once_more(number: int) -> None:
+    """Whoever handles the signal by then handles it in a moment."""
+
+    def again(_: int, frame: FrameType | None) -> None:
+        handler = signal.getsignal(number)
+        if callable(handler):
+            handler(number, frame)
+
+    signal.signal(signal.SIGALRM, again)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
 
 
 def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:

@@ -1,0 +1,74 @@
+"""Signals, as the program takes them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rehydrator import cli, host
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture(autouse=True)
+def _as_the_program() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    hook = sys.unraisablehook
+    assert cli.main(["--version"]) == 0
+    yield
+    sys.unraisablehook = hook
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def interrupted_in(file: str, name: str) -> Callable[[], str]:
+    """A function of that file and name that gets a signal."""
+    names: dict[str, Callable[[], str]] = {}
+    text = f"import signal\ndef {name}():\n    signal.raise_signal(signal.SIGTERM)\n    return 'went on'\n"
+    exec(compile(text, file, "exec"), names)
+    return names[name]
+
+
+def test_an_interrupt_is_raised_where_it_arrives() -> None:
+    """At once, and only the first."""
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_in("/anywhere.py", "__enter__")()
+    assert interrupted_in("/anywhere.py", "__enter__")() == "went on"
+
+
+def test_not_while_a_lock_changes_hands() -> None:
+    """What the standard library does with a lock is done to its end, and the interrupt comes then."""
+    locking = interrupted_in(threading.__file__, "__enter__")
+    assert locking() == "went on"
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(60)
+    assert time.monotonic() - started < 30
+
+
+def test_not_where_signals_are_held_back() -> None:
+    """An interrupt that waits for a moment waits on, where signals are held back by then."""
+    reached = []
+
+    def work() -> None:
+        interrupted_in(threading.__file__, "__exit__")()
+        with host.uninterrupted():
+            time.sleep(0.2)
+            reached.append("end")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert reached == ["end"]
+
+
+def test_waiting_is_interrupted() -> None:
+    """The frame in which a thread waits for another is no place to put an interrupt off."""
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_in(threading.__file__, "wait")()
