@@ -58,6 +58,34 @@ print([n for n in ("sh", "bash", "dpkg", "apt", "qemu-img") for d in os.get_exec
 
 
 @pytest.mark.podman
+def test_it_encodes_every_kind_of_deflate_stream() -> None:
+    """The programs and libraries of all deflate codecs are there, in the versions that published
+    files were proven with, and write whole streams as a confined user."""
+    code = """
+import sys, zlib
+from rehydrator.codecs import streams
+from rehydrator.codecs.deflate_streams import likeliest
+from rehydrator.host.filters import run_filter
+plain = sys.stdin.buffer.read()
+first = {codec.id: params for codec, params in reversed(likeliest({}))}
+for name in sorted(streams.codecs("deflate")):
+    encoder = streams.encoder(name, dict(first[name]), run_filter)
+    same = zlib.decompress(b"".join(encoder.encode([plain])), -15) == plain
+    print(same, streams.version(name, run_filter))
+"""
+    done = run_python(code, b"".join(b"line %d of many\n" % k for k in range(20_000)))
+    assert done.stderr == b""
+    assert [line.split(" ")[:2] for line in done.stdout.decode().splitlines()] == [
+        ["True", name] for name in ("gzip", "ISA-L", "libdeflate", "pigz", "zip", "zlib", "zlib-ng")
+    ]
+    assert [line for line in done.stdout.decode().splitlines() if line[5:8] in ("gzi", "pig", "zip")] == [
+        "True gzip 1.12",
+        "True pigz 2.6",
+        "True zip 3.0",
+    ]
+
+
+@pytest.mark.podman
 def test_streams_and_the_exit_code_are_the_containers() -> None:
     """podman-run adds nothing to standard output and gives back the container's own exit code."""
     code = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read()[::-1]); sys.exit(5)"
