@@ -15,6 +15,7 @@ install: .venv/installed
 test: lint image
 	scripts/install-packages test variants
 	scripts/sid-root
+	scripts/sid-root build/trixie trixie
 	scripts/test
 
 lint: install

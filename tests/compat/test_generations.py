@@ -27,9 +27,7 @@ PLATFORMS = ("hyperv", "azure", "aws", "qemu", "openstack", "nutanix", "applehv"
 
 @pytest.fixture(name="tools", scope="module")
 def fixture_tools(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The programs of Debian 13 and of sid."""
-    root = Path(__file__).resolve().parents[2]
-    subprocess.run([root / "scripts/sid-root", BUILD / "trixie", "trixie"], check=True)
+    """The programs of Debian 13 and of sid, which `make test` unpacks."""
     folder = tmp_path_factory.mktemp("tools")
     for suite in ("trixie", "sid"):
         make_tools(folder / suite, BUILD / suite)
