@@ -421,6 +421,8 @@ STREAM_CODECS = {
 
 
 def stream(codec: str, params: dict[str, int], plain: bytes) -> bytes:
+    if codec in {"unit.xz", "zstd.stream", "zstd.program"}:
+        raise Library(f"{codec} is beyond this reader")
     need(codec in STREAM_CODECS, "unknown stream codec")
     if (codec, params) == ("lzma2", {"stored": 1}):
         return lzma2_stored(plain)
