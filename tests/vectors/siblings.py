@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 import shutil
 import subprocess
@@ -48,6 +49,16 @@ def make_siblings(directory: Path, mebibytes: int = 3) -> None:
     stamped.unlink()
     data = raw.read_bytes()
     (directory / "shifted.bin").write_bytes(b"odd" + data[:MIB] + b"an insertion" + data[MIB : 2 * MIB])
+
+
+def make_published(directory: Path, disk: bytes) -> None:
+    """A disk in an .xz of two blocks, with a signature beside it, and a sibling in a .gz by zlib."""
+    raw = directory / "packet.raw"
+    raw.write_bytes(disk)
+    _run("xz", "-0", "-T2", f"--block-size={len(disk) // 2}", raw)
+    directory.joinpath("packet.raw.xz.sig").write_bytes(b"signed by upstream")
+    sibling = disk[:-5000] + b"another end".ljust(5000, b".")
+    directory.joinpath("gcp.raw.gz").write_bytes(gzip.compress(sibling, 6, mtime=1))
 
 
 def _stamped(raw: Path, target: Path, name: str) -> Path:

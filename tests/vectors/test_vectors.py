@@ -26,7 +26,7 @@ from rehydrator.store.files import DirectoryFiles
 from tests.vectors import second_reader
 from tests.vectors.draft import read_tree, write_tree
 from tests.vectors.schema import violations
-from tests.vectors.siblings import make_siblings
+from tests.vectors.siblings import make_published, make_siblings
 
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "bundle" / "vectors"
@@ -39,9 +39,11 @@ BROKEN: dict[str, Any] = json.loads((VECTORS / "broken.json").read_text())
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of small siblings of every format, built by the command line, as a directory."""
+    """A bundle of small siblings of every format, and of published files around two more, built by
+    the command line, as a directory."""
     work = tmp_path_factory.mktemp("built")
     make_siblings(work / "release")
+    make_published(work / "release", (work / "release" / "metal.raw").read_bytes()[: 5 << 18])
     target = f"oci:{work}/image:it"
     program = [sys.executable, "-m", "rehydrator", "build", str(work / "release"), "-o", target]
     options = ["--runtime", "none", "--level", "1"]
@@ -225,3 +227,4 @@ def test_built_bundle(built: Path, tmp_path: Path) -> None:
     document = json.loads((built / "bundle.json").read_bytes())
     assert document["rules"]["encodes"]
     assert document["rules"]["offsets"]
+    assert {rule["codec"] for rule in document["rules"]["streams"]} == {"lzma2", "deflate.zlib"}
