@@ -20,6 +20,7 @@ from rehydrator.codecs import streams
 from rehydrator.core.reader import BytesReader
 from rehydrator.formats import gzip
 from rehydrator.host.filters import run_filter
+from tests.compat import sid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -238,6 +239,20 @@ def test_zip_writes_the_bytes_of_gzip(level: int, tmp_path: Path) -> None:
     packed = data[begin : begin + entry.compress_size]
     assert packed == stream_of("deflate.zip", level=level)
     assert packed == stream_of("deflate.gzip", level=level, rsyncable=0)
+
+
+@pytest.mark.parametrize("level", [1, 6, 9])
+def test_gzip_of_sid_writes_the_same(level: int) -> None:
+    """gzip of two Debian releases later writes the same bytes: the program is stable."""
+    for flags in ((), ("--rsyncable",)):
+        newer = made(*sid.program("gzip"), "-nc", f"-{level}", *flags)
+        assert made("gzip", "-nc", f"-{level}", *flags) == newer, flags
+
+
+def test_gzip_of_sid_is_another_version() -> None:
+    """The second program in the test above really is another one."""
+    said = made(*sid.program("gzip"), "--version", given=b"").split()[1]
+    assert said.decode() != streams.version("deflate.gzip", run_filter).split()[1]
 
 
 def test_zip_streams_what_is_shorter_than_its_header() -> None:

@@ -245,3 +245,9 @@ def test_sid_is_another_library() -> None:
     said = subprocess.run([*of_sid(), "--version"], check=True, capture_output=True, text=True).stdout
     assert f"liblzma {sid.library_version('liblzma')}" in said
     assert "liblzma 5.4." not in said
+
+
+def test_the_version_is_that_of_the_library() -> None:
+    """What `version` says is what Debian's xz says of its library."""
+    said = subprocess.run([*XZ, "--version"], check=True, capture_output=True, text=True).stdout
+    assert lzma2.version() in said.splitlines()
