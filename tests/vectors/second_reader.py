@@ -415,13 +415,14 @@ STREAM_CODECS = {
     "bzip2": {"level": (1, 9)},
     "lzma2": {"preset": LEVEL, "extreme": FLAG, "dict_size": (4096, 1536 * MEBI)},
     "unit.zlib": {"level": (1, 9), "ng": FLAG, "strategy": (0, 4), "wbits": (9, 15)},
+    "unit.xz": {"bcj": LEVEL, "dict_size": (4096, MEBI), "lc": (0, 4), "lp": (0, 4), "pb": (0, 4)},
     "unit.zstd": {"level": (1, 22), "library": (10_000, 999_999)},
     "unit.lz4": {"level": (0, 12)},
 }
 
 
 def stream(codec: str, params: dict[str, int], plain: bytes) -> bytes:
-    if codec in {"unit.xz", "zstd.stream", "zstd.program"}:
+    if codec in {"zstd.stream", "zstd.program"}:
         raise Library(f"{codec} is beyond this reader")
     need(codec in STREAM_CODECS, "unknown stream codec")
     if (codec, params) == ("lzma2", {"stored": 1}):
@@ -449,6 +450,8 @@ def lzma2_stored(plain: bytes) -> bytes:
 
 def unit(codec: str, params: dict[str, int], plain: bytes) -> bytes:
     need(len(plain) <= MEBI, "a unit above the limit")
+    if codec == "unit.xz":
+        return xz_unit(params, plain)
     level = params["level"]
     if codec == "unit.zlib":
         deflate = deflate_library("zlib-ng" if params["ng"] else "zlib")
@@ -464,6 +467,38 @@ def unit(codec: str, params: dict[str, int], plain: bytes) -> bytes:
     if not level:
         raise Library("LZ4_compress_default")
     return bytes(block.compress(plain, mode="high_compression", compression=level, store_size=False))
+
+
+def xz_unit(params: dict[str, int], plain: bytes) -> bytes:
+    """The .xz File Format 1.2: header, one block, index, footer."""
+    bcj, size = params["bcj"], params["dict_size"]
+    stated = {(2 | byte & 1) << byte // 2 + 11: byte for byte in range(20)}
+    need(bcj not in {1, 2, 3} and params["lc"] + params["lp"] <= 4 and size in stated, "xz parameters")
+    chain = [{"id": bcj}] * bool(bcj)
+    chain += [{"id": lzma.FILTER_LZMA2, "preset": 6} | {k: v for k, v in params.items() if k != "bcj"}]
+    data = lzma.compress(plain, lzma.FORMAT_RAW, filters=chain)
+    filters = bytes([bcj, 0] * bool(bcj) + [0x21, 1, stated[size]])
+    most = xz_number(len(plain) + 3 * -(-len(plain) // 65536) + 1)
+    room = 2 + len(most + xz_number(len(plain)) + filters)
+    room += -room % 4
+    header = bytes([room // 4, 0xC0 | bool(bcj)]) + xz_number(len(data)) + xz_number(len(plain)) + filters
+    block = xz_summed(header.ljust(room, b"\0")) + data
+    index = b"\0\1" + xz_number(len(block) + 4) + xz_number(len(plain))
+    index = xz_summed(index + bytes(-len(index) % 4))
+    footer = struct.pack("<I", len(index) // 4 - 1) + b"\0\1"
+    check = struct.pack("<I", zlib.crc32(plain))
+    begin = b"\xfd7zXZ\0" + xz_summed(b"\0\1")
+    end = index + struct.pack("<I", zlib.crc32(footer)) + footer + b"YZ"
+    return begin + block + bytes(-len(block) % 4) + check + end
+
+
+def xz_summed(data: bytes) -> bytes:
+    return data + struct.pack("<I", zlib.crc32(data))
+
+
+def xz_number(value: int) -> bytes:
+    more = value >> 7
+    return bytes([value & 127 | (more > 0) << 7]) + (xz_number(more) if more else b"")
 
 
 def deflated(codec: str, params: dict[str, int], plain: bytes) -> bytes:

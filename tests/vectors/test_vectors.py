@@ -11,9 +11,10 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from backports import zstd
 
 from rehydrator.bundle import manifest
 from rehydrator.bundle.reader import Bundle, check_file
@@ -27,6 +28,9 @@ from tests.vectors import second_reader
 from tests.vectors.draft import read_tree, write_tree
 from tests.vectors.schema import violations
 from tests.vectors.siblings import make_published, make_siblings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "bundle" / "vectors"
@@ -141,6 +145,31 @@ def test_stream_parameters(codec: str) -> None:
         for value in (low - 1, high + 1):
             with pytest.raises(HostileInput):
                 streams.encoder(codec, usual | {name: value})
+
+
+SAMPLE = b"".join(b"%d bytes of a sample. " % (k * k) for k in range(2000))
+
+
+@pytest.mark.parametrize("codec", sorted(KNOWN & second_reader.STREAM_CODECS.keys()))
+@pytest.mark.parametrize("plain", [SAMPLE, b"x"])
+def test_stream_encoders_agree(codec: str, plain: bytes) -> None:
+    """Both readers make the same stream of the same bytes, or both lack the encoder."""
+    ranges = second_reader.STREAM_CODECS[codec]
+    major, minor, release = zstd.zstd_version_info
+    chosen = {"piece": 10_000, "dict_size": 1 << 16, "library": major * 10_000 + minor * 100 + release}
+    for name, (_, high) in ranges.items():
+        params = {each: chosen.get(each, low) for each, (low, _) in ranges.items()}
+        params[name] = chosen.get(name, min(high, 9))
+        theirs = _made(lambda: second_reader.stream(codec, params, plain))  # noqa: B023 - called at once
+        ours = _made(lambda: b"".join(streams.encoder(codec, params, run_filter).encode([plain])))  # noqa: B023
+        assert theirs == ours
+
+
+def _made(make: Callable[[], bytes]) -> bytes | int:
+    try:
+        return make()
+    except (second_reader.Library, ToolMissing):
+        return second_reader.Library.code
 
 
 def test_no_vector_without_a_statement() -> None:
