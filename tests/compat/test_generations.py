@@ -4,7 +4,6 @@ is one release: the disks inside are siblings, and its bundle gives every file b
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +14,8 @@ from tests.corpus.small import make_small
 from tests.corpus.tools import make_tools
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.conftest import User
 
 BUILD = sid.ROOT.parent
