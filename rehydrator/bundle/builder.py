@@ -50,11 +50,13 @@ if TYPE_CHECKING:
 
 
 AUTO, ALWAYS, NEVER = "auto", "always", "never"
+STORED, ENCODED = "stored", "encoded"
 
 _EXPLAINED_AT_ONCE = 2
 
 # What of the live media lies in the disks' /boot as well.
 _IN_BOOT = {"kernel", "initramfs"}
+_LIVE = _IN_BOOT | {"rootfs"}
 
 # With AUTO, compressed bytes that no encoder gives are kept where they are few: corrections.
 _FEW_BYTES, _FEW_PERCENT = 1 << 20, 5
@@ -64,8 +66,9 @@ _FEW_BYTES, _FEW_PERCENT = 1 << 20, 5
 class BuildOptions:
     """What the user asked for; sizes in bytes. `keep_published` says what becomes of compressed
     files that no encoder gives back: kept ("always"), left to their image form ("never", which
-    looks for no encoder at all), or kept where few bytes are missing ("auto"). `run` runs the
-    programs that encode. `target` is the directory that the image will
+    looks for no encoder at all), or kept where few bytes are missing ("auto"). `live` says whether
+    a live root file system is "stored" and the disks are made from it, or "encoded" again from
+    the disks; "auto": what is smaller. `run` runs the programs that encode. `target` is the directory that the image will
     lie in, where that is known. Without `stream_json` the directory's own stream.json is taken,
     unless `ignore_stream_json` says no."""
 
@@ -86,6 +89,7 @@ class BuildOptions:
     max_image_size: int = 256 << 30
     frame_size: int = FRAME_SIZE
     keep_published: str = AUTO
+    live: str = AUTO
     run: Filter | None = None
 
 
@@ -156,7 +160,7 @@ class Builder:
                 storage = Storage(
                     self._root, options.level, options.frame_size, options.jobs, pool, options.run
                 )
-                artifacts = self._store(disks, storage)
+                artifacts = self._store(disks, storage, pool)
         return self._finish(artifacts, storage, sources, document)
 
     def plan(self) -> list[dict[str, Any]]:
@@ -347,9 +351,16 @@ class Builder:
 
     # --- storing -----------------------------------------------------------------------------
 
-    def _store(self, disks: Sequence[_Disk], storage: Storage) -> list[Artifact]:
-        first_stored = self._store_live(disks, storage)
-        for group in self._group(disks):
+    def _store(self, disks: Sequence[_Disk], storage: Storage, pool: Executor) -> list[Artifact]:
+        groups = self._group(disks)
+        live = self._find_live(disks)
+        artifacts: dict[str, Artifact] = {}
+        if live is not None:
+            owner = next(disk for disk in disks if disk.source.name == live.owner)
+            owner.explanation = self._encoded_again(live, groups[0][0], pool)
+            if owner.explanation is None:
+                artifacts = self._store_live(live, disks, storage)
+        for group in groups:
             first = group[0]
             assert first.explanation is not None
             found = _survey_of(first)
@@ -358,37 +369,63 @@ class Builder:
             first.canonical = True
             for disk in group:
                 disk.guest_space = space
-        explained = [disk for disk in disks if disk.explanation]
-        others = [disk for disk in disks if not disk.explanation and disk.source.name not in first_stored]
-        others.sort(key=lambda disk: (-disk.source.measured.size, disk.source.name))
         self._reporter.phase("matching", sum(disk.source.measured.data for disk in disks))
-        artifacts = dict(first_stored)
-        for disk in explained + others:
-            artifacts[disk.source.name] = _artifact(disk, _stored(disk, storage, self._beside(disk)))
+        for disk in _in_order(disks):
+            if disk.source.name not in artifacts:
+                stored = _stored(disk, storage, self._beside(disk))
+                artifacts[disk.source.name] = _artifact(disk, stored)
             self._reporter.advance(disk.source.measured.data, disk.source.name)
         return [artifacts[disk.source.name] for disk in disks]
 
-    def _store_live(self, disks: Sequence[_Disk], storage: Storage) -> dict[str, Artifact]:
-        """Where a live root file system holds what the disks hold, it is stored before them, and
-        they are derived from it; kernel and initramfs too, which stand in /boot."""
-        files = [disk for disk in disks if not disk.explanation]
+    def _find_live(self, disks: Sequence[_Disk]) -> Live | None:
+        """The live root file system that holds what the disks hold, if there are both."""
         if not any(disk.explanation for disk in disks):
-            return {}
-        live, declined = live_system.find((disk.source.name, disk.file) for disk in files)
+            return None
+        files = [(disk.source.name, disk.file) for disk in disks if not disk.explanation]
+        live, declined = live_system.find(files)
         for name, why in declined:
             self._reporter.note(f"{name}: its file system is not taken apart: {why}")
-        if live is None:
-            return {}
+        return live
+
+    def _encoded_again(self, live: Live, first: _Disk, pool: Executor) -> Explanation | None:
+        """The live root file system explained by the disks' files, where that is smaller than
+        the disks made from it, or wanted."""
+        wanted, level = self._options.live, self._options.level
+        if wanted == STORED:
+            return None
+        self._reporter.phase(f"explaining {live.owner}", 0)
+        assert first.explanation is not None
+        whole = live_system.compressed_size(first.explanation.guest, _survey_of(first), level, pool.map)
+        if wanted == AUTO and whole > live.file.size:
+            return None
+        try:
+            explanation = live.explain(pool.map)
+            check_prediction(explanation, live.file)
+        except Unexplained as error:
+            self._reporter.note(f"{live.owner}: cannot be made from the disks: {error}")
+            return None
+        self._reporter.note(
+            f"{live.owner}: made from the files of {first.source.name}, each block encoded again "
+            f"(it has {live.file.size} bytes, and the disk about {whole} when it is compressed)"
+        )
+        return explanation
+
+    def _store_live(self, live: Live, disks: Sequence[_Disk], storage: Storage) -> dict[str, Artifact]:
+        """Store a live root file system before the disks, which are derived from it; kernel and
+        initramfs too, which stand in /boot."""
         self._reporter.phase(f"storing {live.owner}", 0)
         chosen = [
-            disk for disk in files if disk.source.name == live.owner or disk.source.named.role in _IN_BOOT
+            disk
+            for disk in disks
+            if disk.source.name == live.owner or (not disk.explanation and disk.source.named.role in _IN_BOOT)
         ]
         chosen.sort(key=lambda disk: (disk.source.name != live.owner, disk.source.name))
         artifacts = {}
         for disk in chosen:
-            stored = _stored(disk, storage, self._beside(disk))
+            is_owner = disk.source.name == live.owner
+            stored = _stored(disk, storage, self._beside(disk), scattered=is_owner)
             artifacts[disk.source.name] = _artifact(disk, stored)
-            if disk.source.name == live.owner:
+            if is_owner:
                 self._open_live(live, stored.space, storage)
         return artifacts
 
@@ -510,13 +547,23 @@ class _Unpacker:
             file.close()
 
 
-def _stored(disk: _Disk, storage: Storage, beside: Beside) -> Stored:
+def _stored(disk: _Disk, storage: Storage, beside: Beside, *, scattered: bool = False) -> Stored:
     if disk.explanation is None:
-        return storage.unexplained(disk.file, disk.tried, beside)
-    assert disk.guest_space is not None
-    return storage.explained(
-        disk.file, disk.explanation, disk.guest_space, beside, is_canonical=disk.canonical
-    )
+        return storage.unexplained(disk.file, disk.tried, beside, scattered=scattered)
+    space = disk.guest_space
+    return storage.explained(disk.file, disk.explanation, space, beside, is_canonical=disk.canonical)
+
+
+def _in_order(disks: Sequence[_Disk]) -> list[_Disk]:
+    """The order in which files are stored: disks, then live media before the ISO that has them
+    too, then what is left, the largest first."""
+
+    def key(disk: _Disk) -> tuple[bool, bool, int, str]:
+        is_disk = disk.guest_space is not None
+        is_live = disk.source.named.role in _LIVE
+        return not is_disk, not is_live, 0 if is_disk else -disk.source.measured.size, disk.source.name
+
+    return sorted(disks, key=key)
 
 
 def _artifact(disk: _Disk, stored: Stored) -> Artifact:
@@ -534,7 +581,7 @@ def _artifact(disk: _Disk, stored: Stored) -> Artifact:
         mtime=max(0, source.mtime),
         mode=source.mode,
         sparse=source.sparse,
-        virtual_size=explanation.guest.size if explanation else 0,
+        virtual_size=explanation.guest.size if explanation and disk.survey else 0,
         canonical=disk.canonical,
         how=stored.how,
         signature=Form(

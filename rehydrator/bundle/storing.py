@@ -48,6 +48,11 @@ _LITERAL = 4 << 20
 _STREAM_SAMPLE = 256 << 10  # a known answer for a stream's encoder
 _PLACES = 64
 
+# Frames of a live root file system: each of its blocks that a disk asks for costs the frames it
+# lies in. Measured on a Debian root in zstd (197 MB), read in random order: 2.2 s of processor
+# time with these, 20.6 with 16 MiB, and 0.1 % more bytes.
+_SCATTERED = 256 << 10
+
 # Frames that are compressed or wait for it: at level 19 one takes 90 MiB and its 16 MiB
 # of plain bytes. Measured: the os release with --jobs 64 takes 1,936 MiB.
 _MAX_AHEAD = 15
@@ -132,12 +137,13 @@ class Storage:
         self,
         file: SparseReader,
         explanation: Explanation,
-        canonical: int,
+        canonical: int | None,
         beside: Beside,
         *,
         is_canonical: bool,
     ) -> Stored:
-        """Store a file that a format module explained, whose disk is like space `canonical`."""
+        """Store a file that a format module explained, whose disk is like space `canonical`, if it
+        is like any."""
         writer = self._writer()
         try:
             space, how = self._store_explained(file, explanation, canonical, is_canonical, writer)
@@ -145,9 +151,12 @@ class Storage:
         finally:
             writer.close()
 
-    def unexplained(self, file: SparseReader, tried: list[dict[str, str]], beside: Beside) -> Stored:
-        """Store a file by matches with what is stored already, or whole."""
-        writer = self._writer()
+    def unexplained(
+        self, file: SparseReader, tried: list[dict[str, str]], beside: Beside, *, scattered: bool = False
+    ) -> Stored:
+        """Store a file by matches with what is stored already, or whole. `scattered`: others will
+        read it in small pieces and in another order than it has."""
+        writer = self._writer(_SCATTERED if scattered else None)
         try:
             ops = list(self._index.match(file, UNMATCHED))
             counts = _counts(ops)
@@ -218,8 +227,9 @@ class Storage:
         digest, library = known_answer(name, dict(params), sample.plain, self._run)
         return KnownAnswer(name, params, library, sample.space, sample.offset, len(sample.plain), digest)
 
-    def _writer(self) -> PackWriter:
-        return PackWriter(self._root, self.ledger, self._level, self._pool, self._ahead, self._frame_size)
+    def _writer(self, frame_size: int | None = None) -> PackWriter:
+        size = min(frame_size or self._frame_size, self._frame_size)
+        return PackWriter(self._root, self.ledger, self._level, self._pool, self._ahead, size)
 
     def _canonical_ops(
         self, guest: SparseReader, found: Survey, writer: PackWriter, advance: Callable[[int], object]
@@ -284,21 +294,23 @@ class Storage:
         self,
         file: SparseReader,
         explanation: Explanation,
-        canonical: int,
+        canonical: int | None,
         is_canonical: bool,
         writer: PackWriter,
     ) -> tuple[int, dict[str, Any]]:
         if self._sample is None and explanation.sizes:  # every disk is zeros, encoded nevertheless
             self._store_sample(explanation.guest, [0], writer)
         residue = self._residue(writer)
-        guest, stored = canonical, 0
-        if not is_canonical:
+        stored = 0
+        if is_canonical and canonical is not None:
+            guest = canonical
+        else:
             guest, stored = self._store_guest(explanation.guest, canonical, writer, residue)
         ops = self._explained_ops(file, explanation, guest, writer)
         counts = _counts(ops)
         settled = residue.settle(ops, file, UNMATCHED)
         space = guest if settled == [Copy(file.size, guest, 0)] else writer.add_recipe(settled)
-        if counts["stored"] > _WORTH_INDEXING:
+        if counts["stored"] > _WORTH_INDEXING or canonical is None:  # an ISO holds the rootfs too
             self._remember(space, file)
         counts["stored"] += stored
         return space, {
@@ -323,12 +335,12 @@ class Storage:
         return list(self._place(explanation, file, spaces))
 
     def _store_guest(
-        self, guest: SparseReader, canonical: int, writer: PackWriter, residue: Residue
+        self, guest: SparseReader, canonical: int | None, writer: PackWriter, residue: Residue
     ) -> tuple[int, int]:
         """The space of a sibling's disk, and how many of its bytes had to be stored."""
         ops = list(self._index.match(guest, UNMATCHED, twin=canonical))
         stored = _counts(ops)["stored"]
-        if ops == [Copy(self.ledger.size(canonical), canonical, 0)]:
+        if canonical is not None and ops == [Copy(self.ledger.size(canonical), canonical, 0)]:
             return canonical, stored
         space = writer.add_recipe(residue.settle(ops, guest, UNMATCHED))
         if stored > _WORTH_INDEXING:

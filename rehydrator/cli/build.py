@@ -102,6 +102,14 @@ class _FileOrNone(click.Path):
     help="Compressed files that no encoder here gives back: keep their bytes too (always), only the "
     "image inside (never: looks for no encoder), or keep them where few bytes are missing.",
 )
+@click.option(
+    "--live",
+    type=click.Choice(["auto", "stored", "encoded"]),
+    default="auto",
+    show_default=True,
+    help="The live root file system, which holds the disks' files once more: stored as it is, and the "
+    "disks made from it; or encoded again from the disks. auto: what is smaller.",
+)
 @click.option("--level", type=click.IntRange(1, 19), default=19, show_default=True, help="zstd level.")
 @click.option(
     "--max-image-size",

@@ -157,7 +157,7 @@ def _tell(report: dict[str, Any], every: bool) -> None:
     bad = [finding for finding in report["checked"] if not finding["ok"]]
     for finding in bad:
         click.echo(f"rehydrator: {printable(finding['error'])}", err=True)
-    scope = "every file of the bundle, and every file that it gives back" if every else "every file"
+    scope = "every file and every image, in every form" if every else "every file"
     if not bad:
         click.echo(f"{scope}: digests verified ({len(report['checked'])} checks)")
     verified = report["signature"] == "verified"

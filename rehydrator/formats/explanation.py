@@ -16,7 +16,7 @@ whole. An explanation is a prediction: nothing is trusted until the proof.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from rehydrator.core.errors import HostileInput, Unexplained
@@ -188,6 +188,27 @@ class GuestReader:
                 raise Unexplained(f"two extents hold the guest bytes at {extent.guest}")
             check_span(extent.file, stored, self._file.size, "file")
             end = extent.guest + extent.length
+
+
+def moved(inner: Explanation, at: int, size: int) -> Explanation:
+    """An explanation of the part of a file of `size` bytes that begins at `at`, as one of the
+    file; what is not of the part is FILE.
+
+    Raises:
+        Unexplained: its rules read the file itself, whose place they do not know.
+    """
+    rules = inner.rules
+    read = [table.space for table in rules.tables]
+    read += [rule.input for rule in rules.encodes] + [rule.input for rule in rules.decodes]
+    read += [rule.input for rule in rules.streams]
+    read += [rule.prefix for rule in rules.decodes if rule.prefix is not None]
+    require(FILE not in read, f"{inner.format}: its rules refer to the file itself")
+    ops, here = OpsBuilder(size), at
+    for op in inner.ops:
+        is_file = isinstance(op, Copy) and op.space == FILE
+        ops.add(here, replace(op, offset=op.offset + at) if is_file and isinstance(op, Copy) else op)
+        here += op.length
+    return replace(inner, ops=ops.finish())
 
 
 class OpsBuilder:

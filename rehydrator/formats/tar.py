@@ -23,7 +23,6 @@ from rehydrator.core.reader import WindowReader
 from rehydrator.formats import c_tar as c
 from rehydrator.formats import raw
 from rehydrator.formats.explanation import (
-    FILE,
     GUEST,
     MAX_EXTENTS,
     Explanation,
@@ -31,6 +30,7 @@ from rehydrator.formats.explanation import (
     GuestReader,
     NoDiskError,
     OpsBuilder,
+    moved,
     refuse_short,
     require,
 )
@@ -39,7 +39,6 @@ from rehydrator.formats.runs import present
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rehydrator.core.ops import Op, Rules
     from rehydrator.core.reader import Reader
     from rehydrator.formats.explanation import Each
 
@@ -129,13 +128,7 @@ def _explain_member(file: Reader, member: Member, each: Each, packed: Inside, de
         inner = _explain(window, each, packed, depth - 1)
     else:
         inner = found.explain(window, each)
-    require(not _reads_file(inner.rules), f"{inner.format}: its rules refer to the file itself")
-    ops = OpsBuilder(file.size)
-    here = member.data
-    for op in inner.ops:
-        ops.add(here, _moved(op, member.data))
-        here += op.length
-    return replace(inner, format=f"tar+{inner.format}", ops=ops.finish())
+    return replace(moved(inner, member.data, file.size), format=f"tar+{inner.format}")
 
 
 def _explain_sparse(file: Reader, member: Member, extents: tuple[Extent, ...]) -> Explanation:
@@ -146,20 +139,6 @@ def _explain_sparse(file: Reader, member: Member, extents: tuple[Extent, ...]) -
     for extent in extents:
         ops.add(extent.file, Copy(extent.length, GUEST, extent.guest))
     return Explanation("tar (sparse)+raw", guest, ops.finish(), facts={"extents": str(len(extents))})
-
-
-def _moved(op: Op, by: int) -> Op:
-    if isinstance(op, Copy) and op.space == FILE:
-        return replace(op, offset=op.offset + by)
-    return op
-
-
-def _reads_file(rules: Rules) -> bool:
-    spaces = [table.space for table in rules.tables]
-    spaces += [rule.input for rule in rules.encodes]
-    spaces += [space for rule in rules.decodes for space in (rule.input, rule.prefix) if space is not None]
-    spaces += [rule.input for rule in rules.streams]
-    return FILE in spaces
 
 
 def _members(file: Reader) -> Iterator[Member]:
