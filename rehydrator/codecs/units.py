@@ -106,10 +106,13 @@ class _Zlib(_Unit):
         return f"zlib {zlib.ZLIB_RUNTIME_VERSION}"
 
     def candidates(self, packed: bytes, hints: Mapping[str, int]) -> Iterator[Params]:
-        """`hints` has the level and the window; strategies and libraries are tried."""
+        """`hints` has the level, the window, and a bit for each strategy that mksquashfs tried;
+        libraries are tried."""
         level, wbits = hints.get("level", 9), hints.get("wbits", 15)
         for ng in range(2):
             for strategy in self.ranges["strategy"]:
+                if strategy and not hints.get("strategies", 0) >> strategy & 1:
+                    continue
                 yield self.checked({"level": level, "ng": ng, "strategy": strategy, "wbits": wbits})
 
     @staticmethod

@@ -39,7 +39,7 @@ from rehydrator.formats.explanation import (
 from rehydrator.formats.filesystem import ZEROS, decode, decoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from rehydrator.core.reader import Reader
     from rehydrator.formats.explanation import Each
@@ -47,10 +47,13 @@ if TYPE_CHECKING:
 
 PAGE: Final = 4096
 
-_SAMPLES = 8
+_SAMPLES = 32
 _ROUNDS = 3
 _BATCH = 8  # blocks in one piece of work
 _WINDOW = 64  # pieces of work queued at a time
+
+# Options of the file system, beside those that its blocks have as parameters.
+_HINTS = ("strategies",)
 
 Encoder = tuple[str, streams.Params]
 
@@ -69,7 +72,8 @@ def explain_squashfs(file: Reader, each: Each = map) -> Explanation:
     system = squashfs.read(file)
     order = sorted(range(len(system.blocks)), key=lambda number: system.blocks[number].offset)
     laid = [system.blocks[number] for number in order]
-    chosen, encoders = _reproduce(file, [block for block in laid if block.codec], each)
+    hints = {name: int(system.facts[name]) for name in _HINTS if name in system.facts}
+    chosen, encoders = _reproduce(file, [block for block in laid if block.codec], hints, each)
     plain = _Plain(file, laid)
     contents, inner = _contents(system, {number: plain.starts[k] for k, number in enumerate(order)}, plain)
     ops = OpsBuilder(file.size)
@@ -171,7 +175,9 @@ def _spans(contents: Iterable[Content], starts: dict[int, int]) -> Iterator[_Spa
 # --- encoders ---
 
 
-def _reproduce(file: Reader, blocks: Sequence[Block], each: Each) -> tuple[dict[int, int], list[Encoder]]:
+def _reproduce(
+    file: Reader, blocks: Sequence[Block], hints: Mapping[str, int], each: Each
+) -> tuple[dict[int, int], list[Encoder]]:
     """Which encoder gives which block, by the block's offset; and the encoders, by number.
 
     Encoders are found on samples, and then tried on every block, the one that gave most samples
@@ -181,7 +187,7 @@ def _reproduce(file: Reader, blocks: Sequence[Block], each: Each) -> tuple[dict[
     chosen: dict[int, int] = {}
     left = list(blocks)
     for _ in range(_ROUNDS if blocks else 0):
-        more = [encoder for encoder in _find(file, _spread(left), each) if encoder not in encoders]
+        more = [encoder for encoder in _find(file, _spread(left), hints, each) if encoder not in encoders]
         for block, hit in _hits(file, left, more, each) if more else ():
             if hit is not None:
                 chosen[block.offset] = len(encoders) + hit
@@ -191,19 +197,33 @@ def _reproduce(file: Reader, blocks: Sequence[Block], each: Each) -> tuple[dict[
             break
     if blocks and not chosen:
         raise Unexplained(f"no encoder at hand gives its {blocks[0].codec} blocks")
-    return chosen, encoders
+    return _fewer(file, blocks, chosen, encoders, each)
+
+
+def _fewer(
+    file: Reader, blocks: Sequence[Block], chosen: dict[int, int], encoders: list[Encoder], each: Each
+) -> tuple[dict[int, int], list[Encoder]]:
+    """All blocks by the encoder that was found last, if it gives the others' too: two versions of
+    zstd give most blocks alike, and the wrong one of them may be found first."""
+    last = len(encoders) - 1
+    others = [block for block in blocks if chosen.get(block.offset, last) != last]
+    sole = encoders[last:]
+    for tried in (_spread(others), others):
+        if not others or any(hit is None for _, hit in _hits(file, tried, sole, each)):
+            return chosen, encoders
+    return dict.fromkeys(chosen, 0), sole
 
 
 def _spread(blocks: Sequence[Block]) -> list[Block]:
-    """At most 8 of them, the first and the last included."""
+    """At most 32 of them, the first and the last included."""
     if len(blocks) <= _SAMPLES:
         return list(blocks)
     return [blocks[k * (len(blocks) - 1) // (_SAMPLES - 1)] for k in range(_SAMPLES)]
 
 
-def _find(file: Reader, samples: Sequence[Block], each: Each) -> list[Encoder]:
+def _find(file: Reader, samples: Sequence[Block], hints: Mapping[str, int], each: Each) -> list[Encoder]:
     """The fewest encoders that give all samples that can be given, best first."""
-    hits = [set(found) for found in each(partial(_encoders_of, file), samples)]
+    hits = [set(found) for found in each(partial(_encoders_of, file, hints), samples)]
     found: list[Encoder] = []
     while votes := Counter(encoder for hit in hits for encoder in hit):
         best = min(votes, key=lambda encoder: (-votes[encoder], encoder))
@@ -212,9 +232,9 @@ def _find(file: Reader, samples: Sequence[Block], each: Each) -> list[Encoder]:
     return found
 
 
-def _encoders_of(file: Reader, block: Block) -> list[Encoder]:
+def _encoders_of(file: Reader, hints: Mapping[str, int], block: Block) -> list[Encoder]:
     plain, packed = decode(file, block), file.pread(block.offset, block.stored)
-    hits = streams.find(f"unit.{block.codec}", plain, packed, dict(block.params), whole=True)
+    hits = streams.find(f"unit.{block.codec}", plain, packed, {**dict(block.params), **hints}, whole=True)
     return [(hit.codec, hit.params) for hit in hits]
 
 

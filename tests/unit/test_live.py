@@ -16,7 +16,7 @@ from rehydrator.core.reader import BytesReader
 from rehydrator.engine import Machine, OpsSpace, ReaderSpace
 from rehydrator.formats import live, squashfs
 from rehydrator.formats.explanation import FILE, LAYER
-from rehydrator.formats.filesystem import Block, Content, FileSystem, Piece
+from rehydrator.formats.filesystem import Block, Content, FileSystem, Piece, decode
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,20 +158,22 @@ def test_blocks_of_an_encoder_that_is_not_here_are_declined(
         live.explain_squashfs(BytesReader(image))
 
 
-def test_the_fewest_libraries_are_chosen(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that gives some blocks is not asked for where another one gives them all."""
+@pytest.mark.parametrize("samples", [2, 32])
+def test_the_fewest_libraries_are_chosen(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    """A library that gives some blocks is not asked for where another one gives them all, whether the
+    samples tell them apart or not."""
     image = made(tree, tmp_path, "-comp zstd")
-    (number,) = {
-        dict(rule.params)["library"] for rule in live.explain_squashfs(BytesReader(image)).rules.streams
-    }
-    right = units.zstd_libraries()[number]
-
-    def sometimes(plain: bytes, level: int) -> bytes:
-        return right(plain, level) if len(plain) % 2 == 0 else right(plain, 1)
-
-    monkeypatch.setattr(units, "zstd_libraries", lambda: {10400: sometimes, number: right})
     (rule,) = live.explain_squashfs(BytesReader(image)).rules.streams
-    assert rule.params == (("level", 15), ("library", number))
+    right = units.zstd_libraries()[number := dict(rule.params)["library"]]
+    blocks = [block for block in squashfs.read(BytesReader(image)).blocks if block.codec]
+    middle = sorted(blocks, key=lambda block: block.offset)[len(blocks) // 2]
+    other = decode(BytesReader(image), middle)
+    libraries = {10400: lambda plain, level: right(plain, 1 if plain == other else level), number: right}
+    monkeypatch.setattr(units, "zstd_libraries", lambda: libraries)
+    monkeypatch.setattr(live, "_SAMPLES", samples)
+    assert live.explain_squashfs(BytesReader(image)).rules.streams == (rule,)
 
 
 def test_blocks_that_lie_as_they_are_need_no_encoder(tree: Path, tmp_path: Path) -> None:
