@@ -68,9 +68,9 @@ class BuildOptions:
     files that no encoder gives back: kept ("always"), left to their image form ("never", which
     looks for no encoder at all), or kept where few bytes are missing ("auto"). `live` says whether
     a live root file system is "stored" and the disks are made from it, or "encoded" again from
-    the disks; "auto": what is smaller. `run` runs the programs that encode. `target` is the directory that the image will
-    lie in, where that is known. Without `stream_json` the directory's own stream.json is taken,
-    unless `ignore_stream_json` says no."""
+    the disks; "auto": what is smaller. `run` runs the programs that encode. `target` is the
+    directory that the image will lie in, where that is known. Without `stream_json` the directory's
+    own stream.json is taken, unless `ignore_stream_json` says no."""
 
     directory: Path
     work: Path

@@ -14,7 +14,7 @@ from rehydrator.core.errors import Unexplained
 from rehydrator.core.ops import Copy, Encode, Stream, is_zeros
 from rehydrator.core.reader import BytesReader, data_spans
 from rehydrator.engine import Machine, ReaderSpace, join
-from rehydrator.formats.explanation import FILE, GUEST, SIZES
+from rehydrator.formats.explanation import FILE, GUEST, LAYER, SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,6 +50,8 @@ class _Check:
             GUEST: ReaderSpace(explanation.guest),
             SIZES: ReaderSpace(BytesReader(explanation.sizes)),
         }
+        for number, layer in enumerate(explanation.layers):
+            spaces[LAYER + number] = ReaderSpace(layer.file)
         self._machine = Machine(spaces, explanation.rules)
         self._file = file
         self._in_file, self._in_guest = _Spans(file), _Spans(explanation.guest)
@@ -66,7 +68,7 @@ class _Check:
     def _blocks(self, op: Op, here: int) -> Iterable[int]:
         """Where the op's blocks begin that may not be zero on both sides."""
         every = range(0, op.length, _BLOCK)
-        if len(every) == 1 or not (isinstance(op, Copy) or is_zeros(op)):
+        if len(every) == 1 or not (is_zeros(op) or (isinstance(op, Copy) and op.space == GUEST)):
             return every
         wanted = self._in_file.blocks(here, op.length)
         if isinstance(op, Copy):
