@@ -35,6 +35,7 @@ from rehydrator.formats.explanation import (
     Layer,
     OpsBuilder,
     Packed,
+    require,
 )
 from rehydrator.formats.filesystem import ZEROS, decode, decoder
 
@@ -46,6 +47,11 @@ if TYPE_CHECKING:
     from rehydrator.formats.filesystem import Block, Content, FileSystem
 
 PAGE: Final = 4096
+
+# Plain bytes for one of the file system; a Debian root has 3 (measured). A few bytes may hold 1 MiB
+# of zeros, and all of it would be encoded.
+MAX_RATIO: Final = 64
+_FREE = 64 << 20  # whatever the size
 
 _SAMPLES = 32
 _ROUNDS = 3
@@ -66,12 +72,15 @@ def explain_squashfs(file: Reader, each: Each = map) -> Explanation:
     Every block is decoded and encoded again, side by side by `each`.
 
     Raises:
-        Unexplained: no squashfs that can be read, or no encoder at hand gives its blocks.
+        Unexplained: no squashfs that can be read, no encoder at hand gives its blocks, or they hold
+            more than a live root file system does.
         HostileInput: a block is damaged.
     """
     system = squashfs.read(file)
     order = sorted(range(len(system.blocks)), key=lambda number: system.blocks[number].offset)
     laid = [system.blocks[number] for number in order]
+    held = sum(block.plain for block in laid)
+    require(held <= MAX_RATIO * system.size + _FREE, f"{held} plain bytes in {system.size}")
     hints = {name: int(system.facts[name]) for name in _HINTS if name in system.facts}
     chosen, encoders = _reproduce(file, [block for block in laid if block.codec], hints, each)
     plain = _Plain(file, laid)

@@ -206,6 +206,14 @@ def test_damaged_blocks_are_refused(gzip: bytes) -> None:
                 live.explain_squashfs(BytesReader(damaged))
 
 
+def test_blocks_that_hold_too_much_are_declined(gzip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any of them is encoded."""
+    monkeypatch.setattr(live, "MAX_RATIO", 0)
+    monkeypatch.setattr(live, "_FREE", 1 << 20)
+    with pytest.raises(Unexplained, match=r"\d+ plain bytes in \d+"):
+        live.explain_squashfs(BytesReader(gzip))
+
+
 def test_files_that_share_bytes_of_a_block_are_untangled() -> None:
     """Of spans that overlap, which mksquashfs never writes, some are chosen that do not; what they
     leave of the blocks stays FILE."""
