@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from rehydrator.codecs.bzip2_streams import BZIP2
 from rehydrator.codecs.deflate_streams import DEFLATE
 from rehydrator.codecs.lzma2_streams import LZMA2
 from rehydrator.codecs.stream_encoder import (
@@ -25,6 +26,7 @@ from rehydrator.codecs.stream_encoder import (
     first_difference,
 )
 from rehydrator.codecs.units import UNITS
+from rehydrator.codecs.zstd_streams import ZSTD
 from rehydrator.core.errors import HostileInput
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ __all__ = [
     "version",
 ]
 
-FAMILIES: Final[tuple[Family, ...]] = (DEFLATE, LZMA2, *UNITS)
+FAMILIES: Final[tuple[Family, ...]] = (DEFLATE, LZMA2, ZSTD, BZIP2, *UNITS)
 
 
 def encoder(codec: str, params: Mapping[str, int], run: Filter | None = None) -> Encoder:

@@ -31,6 +31,7 @@ MAX_SKIPPABLE: Final = 1 << 20
 # 3.1.1.1.1: bytes of the content size and of the dictionary id, by their flags.
 _CONTENT_SIZES: Final = (0, 2, 4, 8)
 _DICTIONARY_IDS: Final = (0, 1, 2, 4)
+_EMPTY_LAST_BLOCK: Final = bytes((1, 0, 0))
 
 
 class Header(NamedTuple):
@@ -45,11 +46,13 @@ class Header(NamedTuple):
     checksum: bool
     dictionary: int
 
-    @property
-    def hints(self) -> Mapping[str, int]:
+    def hints(self, *, empty_end: bool) -> Mapping[str, int]:
+        """`empty_end`: the last block is an empty one, as where the encoder was told of the
+        end only after all bytes (a pipe), and those were whole blocks."""
         return {
             "checksum": int(self.checksum),
             "content_size": int(self.content is not None),
+            "empty_end": int(empty_end),
             "single_segment": int(not self.exponent),
             "window_log": self.exponent,
         }
@@ -82,7 +85,8 @@ def unpack(file: Reader, limit: int, take: Callable[[bytes], object]) -> Layout:
         header = read_header(file, at)
         before = meter.total
         packed = _unpack_frame(file, at, header, meter)
-        parts.add(at, packed, before, meter.total - before, "zstd", header.hints)
+        hints = header.hints(empty_end=_ends_empty(file, at + packed, header))
+        parts.add(at, packed, before, meter.total - before, "zstd", hints)
         at += packed
     return Layout("zstd", file.size, meter.total, parts, _facts(parts, skipped, header))
 
@@ -129,6 +133,11 @@ def _unpack_frame(file: Reader, at: int, header: Header, meter: Meter) -> int:
     plain = meter.take_all(stream.chunks())
     require(header.content in {None, plain}, f"the zstd frame at byte {at} is not of the size it says")
     return stream.packed
+
+
+def _ends_empty(file: Reader, end: int, header: Header) -> bool:
+    """Whether the last block is raw and of no bytes (3.1.1.2), by its header."""
+    return file.pread(end - 3 - 4 * header.checksum, 3) == _EMPTY_LAST_BLOCK
 
 
 def _is_skippable(raw: bytes) -> bool:
