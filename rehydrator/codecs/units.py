@@ -120,9 +120,10 @@ class _Zlib(_Unit):
         if not ng:
             return zlib
         # Imported late: only file systems made with zlib-ng need it.
-        from zlib_ng import zlib_ng
-
-        return zlib_ng
+        try:
+            return importlib.import_module("zlib_ng.zlib_ng")
+        except ImportError:
+            raise ToolMissing("the package zlib-ng from PyPI is needed to encode zlib units") from None
 
 
 class _Xz(_Unit):
@@ -269,12 +270,16 @@ class _Alone:
     ) -> list[Hit]:
         if not whole or len(plain) > MAX_UNIT:
             return []
+        tried = self.codec.candidates(packed, hints)
+        return [
+            Hit(self.codec.id, params, len(packed)) for params in tried if self._gives(params, plain, packed)
+        ]
+
+    def _gives(self, params: Params, plain: bytes, packed: bytes) -> bool:
         try:
-            tried = self.codec.candidates(packed, hints)
-            given = [params for params in tried if self.codec.whole(plain, dict(params)) == packed]
+            return self.codec.whole(plain, dict(params)) == packed
         except ToolMissing:
-            return []
-        return [Hit(self.codec.id, params, len(packed)) for params in given]
+            return False
 
 
 UNITS: Final[tuple[Family, ...]] = tuple(_Alone(codec) for codec in (_Zlib(), _Xz(), _Zstd(), _Lz4()))

@@ -122,13 +122,22 @@ def test_every_zstd_library_writes_frames_in_one_call(number: int) -> None:
     assert zstd.decompress(made) == PLAIN
 
 
-def test_lz4_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the package nothing is found, and encoding says what to install."""
-    made = encoded("unit.lz4", {"level": 0}, PLAIN)
-    monkeypatch.setitem(sys.modules, "lz4.block", None)
-    assert found("unit.lz4", PLAIN, made, {}) == []
-    with pytest.raises(ToolMissing, match="lz4 from PyPI"):
-        encoded("unit.lz4", {"level": 0}, PLAIN)
+@pytest.mark.parametrize(
+    ("codec", "params", "module", "package"),
+    [
+        ("unit.lz4", {"level": 0}, "lz4.block", "lz4"),
+        ("unit.zlib", ZLIB | {"ng": 1}, "zlib_ng.zlib_ng", "zlib-ng"),
+    ],
+)
+def test_what_is_not_installed_is_named(
+    monkeypatch: pytest.MonkeyPatch, codec: str, params: dict[str, int], module: str, package: str
+) -> None:
+    """Without a package nothing is found of what it makes, and encoding says what to install."""
+    made = encoded(codec, params, PLAIN)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert found(codec, PLAIN, made, HINTS | params) == []
+    with pytest.raises(ToolMissing, match=f"the package {package} from PyPI"):
+        encoded(codec, params, PLAIN)
 
 
 @pytest.mark.parametrize(
