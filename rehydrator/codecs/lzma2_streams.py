@@ -51,7 +51,8 @@ class Lzma2:
     def find(
         self, plain: bytes, packed: bytes, hints: Mapping[str, int], *, whole: bool, run: Filter | None
     ) -> list[Hit]:
-        """Levels that cannot be told apart are all there. The dictionary is as "dict_size" of
+        """Levels that cannot be told apart are all there, and agree as far as can be compared
+        (`lzma2.find`), which is given as all of the sample. The dictionary is as "dict_size" of
         `hints` says; `lzma2.dict_sizes` has the others that it may stand for."""
         if "dict_size" not in hints:
             return []
