@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from rehydrator.bundle.manifest import MAX_FILE_NAME
 from rehydrator.core.errors import (
     DigestMismatch,
     HostileInput,
@@ -225,7 +226,7 @@ def _take_in(
 def _signature(path: Path) -> bytes:
     """The detached signature beside a file."""
     beside = path.with_name(path.name + SIGNATURE_SUFFIX)
-    if beside.is_symlink() or not beside.is_file():
+    if len(beside.name.encode()) > MAX_FILE_NAME or beside.is_symlink() or not beside.is_file():
         return b""
     size = beside.stat().st_size
     if size > _MAX_SIGNATURE:
