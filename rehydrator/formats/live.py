@@ -5,7 +5,7 @@
     rootfs     every block encoded again; what lies between them (superblock, tables) is FILE
 
 Guest disks hold the same files in pages of 4 KiB, the last of each filled up with zeros: page for
-page, `contents` is found there. Of blocks alone it would not be: a third of them hold the ends of
+page, `contents` is found there. Of blocks alone it would not be: a quarter of them hold the ends of
 many files, at odd places, and those of less than 4 KiB are found nowhere (measured, a Debian root
 of 652 MiB on XFS: of the blocks, 11 MB are not found in the disk, which are 5 MB compressed; of
 the contents, 5 KB).
