@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import lzma
 import random
+import re
 import zlib
 from contextlib import suppress
 
@@ -401,9 +402,20 @@ def test_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_known_answer() -> None:
-    """The library is told by its answer, which stays the same and differs by parameters."""
+    """An answer stays the same and differs by parameters."""
     answer = lzma2.known_answer(FAST)
     assert len(lzma2.sample()) == 256 << 10
     assert hashlib.sha256(lzma2.encode(lzma2.sample(), FAST)).hexdigest() == answer
     assert lzma2.known_answer(dict(lzma2.preset(9, lzma2.MIB))) != answer
-    assert lzma2.version().startswith("liblzma with the known answer ")
+
+
+def test_the_library_is_told_by_its_answer_where_it_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A liblzma inside of the interpreter has no name to look up: the known answer stands for it."""
+
+    class Inside:
+        def __init__(self, _name: str) -> None: ...
+
+    assert re.fullmatch(r"liblzma \d+\.\d+\.\d+(alpha|beta)?", lzma2.version())
+    monkeypatch.setattr("ctypes.CDLL", Inside)
+    answer = lzma2.known_answer(dict(lzma2.preset(6, lzma2.MIB)))
+    assert lzma2.version() == f"liblzma with the known answer {answer[:12]}"
