@@ -147,10 +147,10 @@ def _spooled(contents: ContentsReader, spool: Spool, workers: int) -> Reader:
             spool.append(join(iter(pieces)))
     except HostileInput as error:
         raise Unexplained(f"{contents.system.kind}: {error}") from None
-    return _SpoolReader(spool)
+    return SpoolReader(spool)
 
 
-class _SpoolReader:
+class SpoolReader:
     """A Reader over a spool that is complete."""
 
     def __init__(self, spool: Spool) -> None:
