@@ -241,7 +241,7 @@ def test_a_disk_costs_what_is_not_in_the_rootfs(tree: tuple[Path, int], tmp_path
     assert rebuilt(ops, reader, target) == target.pread(0, target.size)
     found = sum(op.length for op in ops if isinstance(op, Copy) and op.space == 0)
     left = sum(op.length for op in ops if isinstance(op, Copy) and op.space == UNMATCHED)
-    assert found == tree[1]
+    assert found // PAGE == tree[1] // PAGE  # a run may go on by chance, into metadata
     assert left <= 64 << 10
 
 
