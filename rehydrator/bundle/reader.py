@@ -311,7 +311,10 @@ class Bundle:
         tables = {number for number, table in enumerate(rules.tables) if table.space in reach}
         needed = {(rule.codec, rule.params) for rule in rules.encodes if rule.table in tables}
         used = {number for each in reach for number in self.manifest.streams_of(each)}
-        needed |= {(rules.streams[number].codec, rules.streams[number].params) for number in used}
+        for number in used:
+            rule = rules.streams[number]
+            streams.memory(rule.codec, dict(rule.params))  # a codec that there is not is malformed
+            needed.add((rule.codec, rule.params))
         for number, answer in enumerate(self.manifest.known_answers):
             if (answer.codec, answer.params) in needed and number not in self._known:
                 self._check_answer(number)

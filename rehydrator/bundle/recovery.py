@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from rehydrator.bundle.rehydrate import available_memory
-from rehydrator.codecs import streams
+from rehydrator.codecs import lzma2, streams
 from rehydrator.core.errors import LimitExceeded
 from rehydrator.core.ops import Copy, Stream, StreamRule
 from rehydrator.formats.explanation import FILE, LAYER, append
@@ -36,6 +36,10 @@ _PIECE = 1 << 20
 
 # Guesses that are worth a proof; a wrong one ends at its first difference.
 _MOST_GUESSES = 12
+
+# A trial of an encoder takes at most this; parts that none gave in a row end the search.
+_MOST_OF_A_TRIAL = 700 << 20
+_MOST_MISSES = 8
 
 Guess = tuple[str, "Params"]
 
@@ -68,6 +72,14 @@ class _Known:
     recent: dict[str, list[Guess]] = field(default_factory=dict)
 
 
+@dataclass
+class _Misses:
+    """Parts of one file that no encoder gave in a row: its writer is not known here, and the
+    parts that are left (BGZF has thousands) are not worth seconds each."""
+
+    row: int = 0
+
+
 class Recovery:
     """Finds the encoders of one build's compressed files."""
 
@@ -80,10 +92,13 @@ class Recovery:
 
     def begin(self, file: Reader, layout: Layout, plain: Reader) -> Running:
         """Start to look for the encoders of a file; `plain` is what it holds."""
-        parts = [(part, self._start(file, part, plain)) for part in layout.parts]
+        misses = _Misses()
+        parts = [(part, self._start(file, part, plain, misses)) for part in layout.parts]
         return Running(layout, parts, self._run)
 
-    def _start(self, file: Reader, part: Part, plain: Reader) -> tuple[bytes, Future[Guess | None]]:
+    def _start(
+        self, file: Reader, part: Part, plain: Reader, misses: _Misses
+    ) -> tuple[bytes, Future[Guess | None]]:
         state = hashlib.blake2b(part.family.encode(), digest_size=32)
         for piece in _span(file, part.at, part.packed):
             state.update(piece)
@@ -91,12 +106,12 @@ class Recovery:
         with self._lock:
             future = self._known.proofs.get(digest)
             if future is None:
-                future = self._pool.submit(self._find, file, part, plain)
+                future = self._pool.submit(self._find, file, part, plain, misses)
                 self._known.proofs[digest] = future
         return digest, future
 
-    def _find(self, file: Reader, part: Part, plain: Reader) -> Guess | None:
-        if not part.family or not part.plain:
+    def _find(self, file: Reader, part: Part, plain: Reader, misses: _Misses) -> Guess | None:
+        if not part.family or not part.plain or misses.row >= _MOST_MISSES:
             return None
         with self._lock:
             recent = list(self._known.recent.get(part.family, ()))
@@ -107,8 +122,10 @@ class Recovery:
                     with self._lock:
                         known = self._known.recent.setdefault(part.family, [])
                         known[:] = [guess, *(each for each in known if each != guess)]
+                    misses.row = 0
                     return guess
                 tried.add(guess)
+        misses.row += 1
         return None
 
     def _guesses(self, file: Reader, part: Part, plain: Reader) -> Iterator[Guess]:
@@ -122,19 +139,18 @@ class Recovery:
                     hits = streams.find(part.family, sample, packed, part.hints, whole=whole, run=self._run)
                 except LimitExceeded:
                     return
-            yield from [(hit.codec, hit.params) for hit in hits[:_MOST_GUESSES]]
+            guesses = [(hit.codec, hit.params) for hit in hits[:_MOST_GUESSES]]
+            yield from guesses
             if whole:
                 return
+            yield from (each for guess in guesses for each in _other_dictionaries(guess))
 
     def _proves(self, guess: Guess, file: Reader, part: Part, plain: Reader) -> bool:
         codec, params = guess
-        with self._gate.room(streams.memory(codec, dict(params))):
+        with self._gate.room(streams.memory(codec, dict(params), part.plain)):
             encoder = streams.encoder(codec, dict(params), self._run)
             fed, packed = _span(plain, part.plain_at, part.plain), _span(file, part.at, part.packed)
             return streams.prove(encoder, fed, packed) is None
-
-
-_MOST_OF_A_TRIAL = 700 << 20
 
 
 class Running:
@@ -194,6 +210,15 @@ class _Gate:
             with self._changed:
                 self._taken -= memory
                 self._changed.notify_all()
+
+
+def _other_dictionaries(guess: Guess) -> Iterator[Guess]:
+    """The same with the other dictionaries that an .xz block header may stand for: xz makes them
+    smaller where it is given little memory, which a beginning does not show."""
+    codec, params = guess
+    stated = dict(params).get("dict_size")
+    for size in lzma2.dict_sizes(stated)[1:] if codec == "lzma2" and stated else ():
+        yield codec, tuple(sorted({**dict(params), "dict_size": size}.items()))
 
 
 def _span(reader: Reader, at: int, length: int) -> Iterator[bytes]:

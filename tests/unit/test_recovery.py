@@ -1,0 +1,156 @@
+"""Which encoder made a compressed file: guessed, proven, and shared among equal parts."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import random
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rehydrator.bundle import recovery
+from rehydrator.bundle.recovery import Recovery, _Gate
+from rehydrator.codecs import streams
+from rehydrator.core.ops import Copy, Stream
+from rehydrator.core.reader import BytesReader
+from rehydrator.formats import containers
+from rehydrator.formats.explanation import FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rehydrator.bundle.recovery import Recovered
+
+DICE = random.Random(4)
+WORDS = [DICE.randbytes(DICE.randrange(2, 9)) for _ in range(900)]
+
+
+def text(length: int) -> bytes:
+    return b"".join(DICE.choices(WORDS, k=length // 4))[:length]
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as made:
+        yield made
+
+
+def recover(pool: ThreadPoolExecutor, *files: bytes) -> list[Recovered]:
+    """What is found of some files, in one build."""
+    search = Recovery(pool, None)
+    running = []
+    for packed in files:
+        plain = bytearray()
+        layout = containers.read(BytesReader(packed), "file", 1 << 30, plain.extend)
+        running.append(search.begin(BytesReader(packed), layout, BytesReader(bytes(plain))))
+    return [each.result() for each in running]
+
+
+def made_of(recovered: Recovered, packed: bytes, plain: bytes) -> bytes:
+    """The file again, as the ops say."""
+    made = b""
+    for op in recovered.ops:
+        if isinstance(op, Stream):
+            rule = recovered.streams[op.rule]
+            span = plain[op.offset : op.offset + op.plain]
+            made += b"".join(streams.encoder(rule.codec, dict(rule.params)).encode([span]))
+        else:
+            assert isinstance(op, Copy)
+            assert op.space == FILE
+            made += packed[op.offset : op.offset + op.length]
+    return made
+
+
+@pytest.mark.parametrize("preset", [0, 6, 9 | lzma.PRESET_EXTREME])
+def test_xz(pool: ThreadPoolExecutor, preset: int) -> None:
+    """A stream of .xz is one encoded stream between headers, check and index."""
+    plain = text(300_000)
+    packed = lzma.compress(plain, preset=preset)
+    [found] = recover(pool, packed)
+    assert (found.kept, len(found.streams)) == (0, 1)
+    assert made_of(found, packed, plain) == packed
+
+
+def test_members_of_several_encoders(pool: ThreadPoolExecutor) -> None:
+    """Every member has the encoder that gives it; what no encoder gives is kept as it is."""
+    plains = [text(90_000) for _ in range(3)]
+    odd = zlib.compressobj(9, wbits=31, strategy=zlib.Z_HUFFMAN_ONLY)
+    members = [
+        gzip.compress(plains[0], 9),
+        odd.compress(plains[1]) + odd.flush(),
+        gzip.compress(plains[2], 1),
+    ]
+    packed = b"".join(members)
+    [found] = recover(pool, packed)
+    assert len(found.streams) == 2
+    assert found.kept == len(members[1]) - 18
+    assert made_of(found, packed, b"".join(plains)) == packed
+
+
+def test_equal_parts_are_proven_once(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of one digest, in one file or two, are encoded once and have that digest."""
+    proven = []
+    prove = streams.prove
+
+    def counted(*arguments: object) -> int | None:
+        proven.append(1)
+        return prove(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(streams, "prove", counted)
+    one, two = gzip.compress(text(80_000), mtime=1), gzip.compress(text(80_000), mtime=2)
+    first, second = recover(pool, one + two + one, two + one)
+    digests = [list(each.digests.values()) for each in (first, second)]
+    assert len(proven) == 2
+    assert digests == [[digests[0][0], digests[0][1], digests[0][0]], [digests[0][1], digests[0][0]]]
+
+
+def test_an_unknown_writer_is_given_up(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a few members that no encoder gives, the rest of the file is not searched."""
+    asked = []
+    find = streams.find
+
+    def counted(*arguments: object, **named: object) -> list[streams.Hit]:
+        asked.append(1)
+        return find(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(streams, "find", counted)
+    members = []
+    for _ in range(40):
+        odd = zlib.compressobj(9, wbits=31, strategy=zlib.Z_HUFFMAN_ONLY)
+        members.append(odd.compress(text(3000)) + odd.flush())
+    [found] = recover(pool, b"".join(members))
+    assert (len(found.ops), found.reproduced) == (1, 0)
+    assert recovery._MOST_MISSES <= len(asked) <= recovery._MOST_MISSES + 2
+
+
+def test_a_dictionary_that_the_header_rounds_up(pool: ThreadPoolExecutor) -> None:
+    """A dictionary of 5 MiB is stated as 6: content that reaches further back tells them apart,
+    and the encoder is found nevertheless."""
+    once = DICE.randbytes((5 << 20) + 4096)
+    plain = once + once[:100_000]
+    chain = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 5 << 20}]
+    packed = lzma.compress(plain, filters=chain)
+    [found] = recover(pool, packed)
+    assert [dict(rule.params)["dict_size"] for rule in found.streams] == [5 << 20]
+    assert made_of(found, packed, plain) == packed
+
+
+def test_room_for_encoders() -> None:
+    """What does not fit waits; what is larger than all there is runs alone."""
+    gate, order = _Gate(10), []
+
+    def work(name: str, memory: int) -> None:
+        with gate.room(memory):
+            order.append(name)
+
+    with gate.room(8):
+        waiting = threading.Thread(target=work, args=("large", 99))
+        waiting.start()
+        work("small", 2)
+        assert order == ["small"]
+    waiting.join(30)
+    assert order == ["small", "large"]
