@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from rehydrator.codecs import CODECS, Params, find
+from rehydrator.codecs import Params, find, gives
 from rehydrator.core.errors import Unexplained
 from rehydrator.core.ops import Encode, Offsets, SizeTable, zeros
 from rehydrator.formats.explanation import SIZES
@@ -107,12 +107,11 @@ def _trial(
     packed: Callable[[Packed], bytes],
 ) -> Callable[[Sequence[Packed]], list[int]]:
     """Work for `each`: the first of the encoders that gives each unit of a batch, or -1."""
-    made = [(CODECS[name].encode, dict(params)) for name, params in encoders]
 
     def one(unit: Packed) -> int:
         source = plain(unit)
-        stored = packed(unit) if made else b""
-        hits = (k for k, (encode, params) in enumerate(made) if encode(source, params) == stored)
+        stored = packed(unit) if encoders else b""
+        hits = (k for k, (name, params) in enumerate(encoders) if gives(name, params, source, stored))
         return next(hits, -1)
 
     return lambda batch: [one(unit) for unit in batch]

@@ -9,6 +9,7 @@ from hashlib import sha256
 import pytest
 from zlib_ng import zlib_ng
 
+from rehydrator import codecs
 from rehydrator.codecs import CODECS, Params, candidates, codec, find
 from rehydrator.core.digest import sha256_hex
 from rehydrator.core.errors import HostileInput
@@ -198,3 +199,23 @@ def test_find_finds_nothing_where_nothing_fits() -> None:
     """Foreign bytes, and no samples at all."""
     assert find("zlib", [(PLAIN, b"foreign")]) == []
     assert find("zlib", []) == []
+
+
+def test_what_was_encoded_is_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal plain bytes are encoded once by an encoder, whatever they are compared with; the
+    oldest answers make room."""
+    encoded = []
+    real = codecs.CODECS["zlib"].encode
+
+    class Counted:
+        def encode(self, plain: bytes, params: dict[str, int]) -> bytes:
+            encoded.append(plain)
+            return real(plain, params)
+
+    monkeypatch.setitem(codecs.CODECS, "zlib", Counted())
+    params = (("level", 6), ("memlevel", 8), ("wbits", 15))
+    given = codecs._Given(most=2)
+    packed = real(b"one" * 99, dict(params))
+    for plain in (b"one" * 99, b"one" * 99, b"two", b"three", b"one" * 99):
+        assert (given.digest("zlib", params, plain) == codecs._digest(packed)) is (plain == b"one" * 99)
+    assert encoded == [b"one" * 99, b"two", b"three", b"one" * 99]
