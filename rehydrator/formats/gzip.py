@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rehydrator.core.errors import Unexplained
-from rehydrator.formats import streams
 from rehydrator.formats.decoding import MAX_PARTS, Inflate, Meter, Parts, Stream
 from rehydrator.formats.explanation import refuse_short, require
+from rehydrator.formats.streams import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,12 +37,6 @@ _TRAILER: Final = struct.Struct("<II")
 _LIKELY_HEADER = 512
 _STEP = 64 << 10
 
-# A deflate block of zlib or GNU gzip has at most 32,768 symbols. One takes at most 48 bits
-# (RFC 1951, 3.2.5: 15 + 5 for a length, 15 + 13 for a distance) and stands for at most 258 bytes.
-# Either of these is therefore more than a block and its header, whatever the input.
-SAMPLE_PACKED: Final = 256 << 10
-SAMPLE_PLAIN: Final = 9 << 20
-
 
 class Header(NamedTuple):
     """A member's header; `raw` is all of it, exactly. `mtime` is in seconds since 1970, 0 where
@@ -51,70 +44,31 @@ class Header(NamedTuple):
     specification, 4.1), None where there is no such field."""
 
     raw: bytes
-    flags: int
     mtime: int
     xfl: int
     os: int
-    extra: bytes | None
     name: bytes | None
-    comment: bytes | None
     bgzf: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A member that begins at `offset` of the file and at `plain_offset` of the plain bytes. Its
-    header is followed by `packed` bytes of deflate data, and those by CRC-32 and ISIZE."""
+class _Member(NamedTuple):
+    """`packed` bytes of deflate data at `packed_at` of the file, behind the header; behind them
+    CRC-32 and ISIZE, and there the member ends."""
 
     header: Header
-    offset: int
+    packed_at: int
     packed: int
-    plain_offset: int
+    plain_at: int
     plain: int
-    crc: int
-    isize: int
-
-    @property
-    def packed_offset(self) -> int:
-        return self.offset + len(self.header.raw)
 
     @property
     def end(self) -> int:
-        return self.packed_offset + self.packed + _TRAILER.size
+        return self.packed_at + self.packed + _TRAILER.size
 
     @property
     def says_its_size(self) -> bool:
         """As every member of BGZF does."""
-        return self.header.bgzf == self.end - self.offset
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The members of a file, and `trailing` bytes behind the last of them."""
-
-    members: tuple[Member, ...]
-    trailing: int
-    trailing_zeros: bool
-
-    @property
-    def plain(self) -> int:
-        """Plain bytes of all members."""
-        last = self.members[-1]
-        return last.plain_offset + last.plain
-
-    @property
-    def bgzf(self) -> bool:
-        """Whether every member says its own size, and truly."""
-        return all(member.says_its_size for member in self.members)
-
-
-class Sample(NamedTuple):
-    """The beginning of a member: `packed` is what `plain` was read from; `whole` where that is
-    all of the member."""
-
-    plain: bytes
-    packed: bytes
-    whole: bool
+        return self.header.bgzf == len(self.header.raw) + self.packed + _TRAILER.size
 
 
 def recognise(file: Reader) -> bool:
@@ -122,7 +76,7 @@ def recognise(file: Reader) -> bool:
     return file.size >= 3 and file.pread(0, 3) == MAGIC + b"\x08"
 
 
-def read(file: Reader, limit: int, take: Callable[[bytes], object]) -> Layout:
+def unpack(file: Reader, limit: int, take: Callable[[bytes], object]) -> Layout:
     """The layout of a file of at most `limit` plain bytes, which `take` gets in order, in pieces
     of at most 256 KiB. A piece comes before its member's CRC-32 is known to be right.
 
@@ -132,14 +86,6 @@ def read(file: Reader, limit: int, take: Callable[[bytes], object]) -> Layout:
         Unexplained: malformed, cut short, or too many members.
         LimitExceeded: above the limit.
     """
-    meter = Meter(limit, take)
-    members = tuple(_members(file, meter))
-    end = members[-1].end
-    return Layout(members, file.size - end, _zeros(file, end))
-
-
-def unpack(file: Reader, limit: int, take: Callable[[bytes], object]) -> streams.Layout:
-    """As `read`, with the members in little memory: their headers are not kept."""
     meter, parts, bgzf = Meter(limit, take), Parts(), True
     first = None
     end = 0
@@ -147,46 +93,12 @@ def unpack(file: Reader, limit: int, take: Callable[[bytes], object]) -> streams
         first, end = first or member, member.end
         bgzf = bgzf and member.says_its_size
         hints = {"xfl": member.header.xfl, "os": member.header.os}
-        parts.add(member.packed_offset, member.packed, member.plain_offset, member.plain, "deflate", hints)
+        parts.add(member.packed_at, member.packed, member.plain_at, member.plain, "deflate", hints)
     assert first is not None
     facts = {"members": str(len(parts)), **_facts(first.header, bgzf=bgzf)}
     if end < file.size:
         facts["trailing bytes"] = f"{file.size - end}{' (zeros)' if _zeros(file, end) else ''}"
-    return streams.Layout("gzip", file.size, meter.total, parts, facts)
-
-
-def plain_chunks(file: Reader, member: Member) -> Iterator[bytes]:
-    """A member's plain bytes again, in pieces of at most 256 KiB.
-
-    Raises:
-        Unexplained: the deflate data is broken.
-    """
-    return _stream(file, member).chunks()
-
-
-def packed_chunks(file: Reader, member: Member) -> Iterator[bytes]:
-    """A member's deflate data, in pieces of at most 64 KiB."""
-    end = member.packed_offset + member.packed
-    for offset in range(member.packed_offset, end, _STEP):
-        yield file.pread(offset, min(_STEP, end - offset))
-
-
-def sample(file: Reader, member: Member) -> Sample:
-    """The beginning of a member, with at least one complete block of what zlib and GNU gzip write
-    (about 256 KiB of deflate data, or 9 MiB of plain bytes where that comes first).
-
-    Raises:
-        Unexplained: the deflate data is broken.
-    """
-    stream = _stream(file, member)
-    plain = bytearray()
-    for chunk in stream.chunks():
-        plain += chunk
-        if stream.packed >= SAMPLE_PACKED or len(plain) >= SAMPLE_PLAIN:
-            break
-    whole = len(plain) == member.plain
-    packed = member.packed if whole else stream.packed
-    return Sample(bytes(plain), file.pread(member.packed_offset, packed), whole)
+    return Layout("gzip", file.size, meter.total, parts, facts)
 
 
 def read_header(file: Reader, offset: int) -> Header:
@@ -203,11 +115,6 @@ def read_header(file: Reader, offset: int) -> Header:
     raise Unexplained(f"the gzip header at byte {offset} has no end within {len(raw)} bytes")
 
 
-def _stream(file: Reader, member: Member) -> Stream:
-    end = member.packed_offset + member.packed
-    return Stream(file, member.packed_offset, end, Inflate(), "deflate stream")
-
-
 def _more(file: Reader, offset: int) -> bool:
     return file.size - offset >= len(MAGIC) and file.pread(offset, len(MAGIC)) == MAGIC
 
@@ -216,7 +123,7 @@ def _zeros(file: Reader, offset: int) -> bool:
     return all(not any(file.pread(at, min(_STEP, file.size - at))) for at in range(offset, file.size, _STEP))
 
 
-def _members(file: Reader, meter: Meter) -> Iterator[Member]:
+def _members(file: Reader, meter: Meter) -> Iterator[_Member]:
     """The members as they come, each when its plain bytes were handed on and checked."""
     count = offset = headers = 0
     while not count or _more(file, offset):
@@ -228,7 +135,7 @@ def _members(file: Reader, meter: Meter) -> Iterator[Member]:
         yield member
 
 
-def _read_member(file: Reader, offset: int, meter: Meter) -> Member:
+def _read_member(file: Reader, offset: int, meter: Meter) -> _Member:
     header = read_header(file, offset)
     begin, before = offset + len(header.raw), meter.total
     stream = Stream(file, begin, file.size, Inflate(), "deflate stream")
@@ -241,7 +148,7 @@ def _read_member(file: Reader, offset: int, meter: Meter) -> Member:
     said_crc, said_size = _TRAILER.unpack(trailer)
     require(said_crc == crc, f"the gzip member at byte {offset} has another CRC-32 than it says")
     require(said_size == plain % 2**32, f"the gzip member at byte {offset} is not of the size it says")
-    return Member(header, offset, stream.packed, before, plain, said_crc, said_size)
+    return _Member(header, begin, stream.packed, before, plain)
 
 
 def _facts(header: Header, *, bgzf: bool) -> dict[str, str]:
@@ -264,7 +171,7 @@ def _parse_header(raw: bytes) -> Header | None:
     require(method == 8, f"gzip compression method {method}")
     require(not flags & _RESERVED, f"reserved gzip flags {flags:#x}")
     at = _FIXED.size
-    extra = name = comment = None
+    extra = name = None
     if flags & _FEXTRA:
         size = int.from_bytes(raw[at : at + 2], "little")
         extra = raw[at + 2 : at + 2 + size]
@@ -272,13 +179,13 @@ def _parse_header(raw: bytes) -> Header | None:
     if flags & _FNAME:
         name, at = _text(raw, at)
     if flags & _FCOMMENT:
-        comment, at = _text(raw, at)
+        _, at = _text(raw, at)
     end = at + 2 if flags & _FHCRC else at
     if end > len(raw):
         return None
     said = int.from_bytes(raw[at:end], "little")
     require(end == at or said == zlib.crc32(raw[:at]) & 0xFFFF, "the gzip header's CRC-16 is wrong")
-    return Header(raw[:end], flags, mtime, xfl, system, extra, name, comment, _bgzf(extra))
+    return Header(raw[:end], mtime, xfl, system, name, _bgzf(extra))
 
 
 def _text(raw: bytes, at: int) -> tuple[bytes, int]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 KIB, MIB = 1 << 10, 1 << 20
 DICE = random.Random(45)
+SAMPLES = MIB, 32 * MIB
 
 
 @cache
@@ -64,28 +65,29 @@ def ng_member(level: int, piece: int) -> bytes:
     return packed
 
 
-def only_member(data: bytes) -> gzip.Member:
-    layout = gzip.read(BytesReader(data), 32 * MIB, lambda _: None)
-    assert (len(layout.members), layout.trailing) == (1, 0)
-    return layout.members[0]
+def only_member(data: bytes) -> tuple[bytes, bytes, dict[str, int]]:
+    """The plain bytes of a file's only member, its deflate data, and its hints."""
+    plain = bytearray()
+    layout = gzip.unpack(BytesReader(data), 32 * MIB, plain.extend)
+    (part,) = layout.parts
+    assert part.at + part.packed + 8 == len(data)
+    return bytes(plain), data[part.at : -8], dict(part.hints)
 
 
 def recovered(data: bytes) -> tuple[str, dict[str, int]]:
-    """The first encoder that a trial on a sample finds and the whole proves."""
-    file, member = BytesReader(data), only_member(data)
-    sample = gzip.sample(file, member)
-    hints = {"xfl": member.header.xfl, "os": member.header.os}
-    for hit in streams.find(
-        "deflate", sample.plain, sample.packed, hints, whole=sample.whole, run=run_filter
-    ):
-        if proven(file, member, hit.codec, dict(hit.params)) is None:
-            return hit.codec, dict(hit.params)
+    """The first encoder that a trial on a beginning finds and the whole proves."""
+    text, packed, hints = only_member(data)
+    for size in SAMPLES:
+        whole = size >= len(text)
+        begin = packed if whole else packed[:size]
+        for hit in streams.find("deflate", text[:size], begin, hints, whole=whole, run=run_filter):
+            if proven(text, packed, hit.codec, dict(hit.params)) is None:
+                return hit.codec, dict(hit.params)
     return "none", {}
 
 
-def proven(file: BytesReader, member: gzip.Member, codec: str, params: dict[str, int]) -> int | None:
-    encoder = streams.encoder(codec, params, run_filter)
-    return streams.prove(encoder, gzip.plain_chunks(file, member), gzip.packed_chunks(file, member))
+def proven(text: bytes, packed: bytes, codec: str, params: dict[str, int]) -> int | None:
+    return streams.prove(streams.encoder(codec, params, run_filter), [text], [packed])
 
 
 def stream_of(codec: str, **params: int) -> bytes:
@@ -104,7 +106,7 @@ def test_gnu_gzip_with_name_and_time_is_found(tmp_path: Path) -> None:
     """The header of `gzip FILE` has FNAME and MTIME; the deflate data is that of a pipe."""
     (tmp_path / "disk.raw").write_bytes(plain())
     data = made("gzip", "-6c", str(tmp_path / "disk.raw"))
-    header = only_member(data).header
+    header = gzip.read_header(BytesReader(data), 0)
     assert b"disk.raw" == header.name  # noqa: SIM300
     assert int((tmp_path / "disk.raw").stat().st_mtime) == header.mtime
     assert ("deflate.gzip", {"level": 6, "rsyncable": 0}) == recovered(data)  # noqa: SIM300
@@ -164,18 +166,16 @@ def test_gzip_ng_writer_is_found() -> None:
 def test_gnu_gzip_is_not_reproduced_by_a_library() -> None:
     """The reason why the program is run: no level of any library gives its bytes."""
     data = made("gzip", "-nc")
-    file, member = BytesReader(data), only_member(data)
-    sample = plain()[: 320 * KIB]
-    packed = b"".join(gzip.packed_chunks(file, member))
-    hits = streams.find("deflate", sample, packed, {}, whole=False)
-    assert [proven(file, member, hit.codec, dict(hit.params)) is None for hit in hits] == [False] * len(hits)
+    text, packed, _ = only_member(data)
+    hits = streams.find("deflate", text[: 320 * KIB], packed, {}, whole=False)
+    assert [proven(text, packed, hit.codec, dict(hit.params)) is None for hit in hits] == [False] * len(hits)
 
 
 def test_a_wrong_encoder_is_refused_at_an_offset() -> None:
     """prove names the first byte that differs."""
     data = made("gzip", "-nc")
-    file, member = BytesReader(data), only_member(data)
-    offset = proven(file, member, "deflate.gzip", {"level": 9, "rsyncable": 0})
+    text, packed, _ = only_member(data)
+    offset = proven(text, packed, "deflate.gzip", {"level": 9, "rsyncable": 0})
     other = made("gzip", "-nc9")[10:]
     assert offset == next(
         at for at, pair in enumerate(zip(data[10:], other, strict=False)) if len({*pair}) > 1
@@ -192,12 +192,13 @@ def test_bgzf_members_are_recovered_one_by_one() -> None:
         extra = struct.pack("<H2sHH", 6, b"BC", 2, len(body) + 25)
         blocks.append(b"\x1f\x8b\x08\x04\0\0\0\0\0\xff" + extra + body)
         blocks.append(struct.pack("<II", zlib.crc32(text), len(text)))
-    file = BytesReader(b"".join(blocks))
-    layout = gzip.read(file, MIB, lambda _: None)
-    assert layout.bgzf
-    for member in layout.members:
-        sample = gzip.sample(file, member)
-        (hit,) = streams.find("deflate", sample.plain, sample.packed, {"os": 255}, whole=sample.whole)
+    data = b"".join(blocks)
+    layout = gzip.unpack(BytesReader(data), MIB, lambda _: None)
+    assert (layout.facts["kind"], len(layout.parts)) == ("BGZF", 5)
+    for part in layout.parts:
+        text = plain()[part.plain_at : part.plain_at + part.plain]
+        packed = data[part.at : part.at + part.packed]
+        (hit,) = streams.find("deflate", text, packed, part.hints, whole=True)
         assert ("deflate.zlib", 6) == (hit.codec, dict(hit.params)["level"])  # noqa: SIM300
 
 
@@ -205,10 +206,10 @@ def test_members_that_tools_append_are_read() -> None:
     """cat of two files, with zeros behind them, is two members."""
     one, two = made("gzip", "-nc9"), made("pigz", "-nc")
     taken = bytearray()
-    layout = gzip.read(BytesReader(one + two + bytes(512)), 7 * MIB, taken.extend)
+    layout = gzip.unpack(BytesReader(one + two + bytes(512)), 7 * MIB, taken.extend)
     assert plain() * 2 == bytes(taken)
-    assert [0, len(one)] == [member.offset for member in layout.members]
-    assert (layout.trailing, layout.trailing_zeros) == (512, True)
+    assert [10, len(one) + 10] == [part.at for part in layout.parts]
+    assert layout.facts["trailing bytes"] == "512 (zeros)"
 
 
 def test_zeros_are_recovered() -> None:
