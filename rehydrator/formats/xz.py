@@ -1,11 +1,10 @@
-"""The .xz container (The .xz File Format 1.2): where its parts lie, and their bytes again.
+"""The .xz container (The .xz File Format 1.2): where its parts lie.
 
     stream header | block … block | index | stream footer         one or more, each followed by
     block: header | LZMA2 data | padding to 4 | check             zeros to a multiple of 4
 
 Read from the end, as the footer says how long the index is and the index how long each block
-is. All that is not data and not a check is a function of a few numbers (`Container`), which
-`render` turns back into bytes. The encoder of the data is rehydrator/codecs/lzma2.py.
+is. The encoder of the data is rehydrator/codecs/lzma2.py.
 """
 
 from __future__ import annotations
@@ -121,11 +120,6 @@ class Block:
     def end(self) -> int:
         return self.check_at + self.check_size
 
-    @property
-    def unpadded_size(self) -> int:
-        """As the index has it (4.3): header, data and check without the padding."""
-        return self.shape.header_size + self.data_size + self.check_size
-
 
 @dataclass(frozen=True, slots=True)
 class Stream:
@@ -135,10 +129,6 @@ class Stream:
     check: int
     blocks: tuple[Block, ...]
     padding: int
-
-    @property
-    def index_at(self) -> int:
-        return self.blocks[-1].end if self.blocks else self.at + HEADER_SIZE
 
     @property
     def check_name(self) -> str:
@@ -216,42 +206,6 @@ def unpack(file: Reader, limit: int, take: Callable[[bytes], object]) -> Layout:
         require(encoded.packed == end - at, f"the xz stream at byte {at} ends before its footer")
         _add_parts(parts, stream, plain_at)
     return Layout("xz", file.size, meter.total, parts, _facts(container))
-
-
-def render(container: Container) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of all that is neither data nor check: headers, padding, index, footers.
-    Neighbours come as one, offsets ascend."""
-    at, held = 0, b""
-    for start, part in _parts(container):
-        if start != at + len(held):
-            yield at, held
-            at, held = start, b""
-        held += part
-    yield at, held
-
-
-def data_and_checks(container: Container) -> Iterator[tuple[int, int]]:
-    """(offset, length) of every block's data, and of its check where it has one."""
-    for block in container.blocks:
-        yield block.data_at, block.data_size
-        if block.check_size:
-            yield block.check_at, block.check_size
-
-
-def unlike(file: Reader, container: Container) -> list[tuple[int, int]]:
-    """(offset, length) of the parts that `render` does not give as they are in the file. None,
-    for what `read` accepts; a recipe holds such parts as literals."""
-    parts = render(container)
-    return [(at, len(part)) for at, part in parts if file.pread(at, len(part)) != part]
-
-
-def encode_vli(number: int) -> bytes:
-    """A variable-length integer (1.2)."""
-    encoded = bytearray()
-    while number >= 0x80:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes((*encoded, number))
 
 
 class _Fields:
@@ -413,48 +367,10 @@ def _check_chain(filters: tuple[Filter, ...], what: str) -> None:
     require(known, f"{what} has the LZMA2 properties {properties.hex()}")
 
 
-def _parts(container: Container) -> Iterator[tuple[int, bytes]]:
-    for stream in container.streams:
-        yield stream.at, _stream_header(stream.check)
-        for block in stream.blocks:
-            yield block.at, _block_header(block)
-            if block.padding:
-                yield block.check_at - block.padding, bytes(block.padding)
-        index = _index(stream.blocks)
-        yield stream.index_at, index + _footer(stream.check, len(index)) + bytes(stream.padding)
-
-
 def _stream_header(check: int) -> bytes:
     """2.1.1"""
     flags = bytes((0, check))
     return MAGIC + flags + _crc(flags)
-
-
-def _footer(check: int, index_size: int) -> bytes:
-    """2.1.2"""
-    fields = (index_size // 4 - 1).to_bytes(4, "little") + bytes((0, check))
-    return _crc(fields) + fields + FOOTER_MAGIC
-
-
-def _block_header(block: Block) -> bytes:
-    """3.1"""
-    shape = block.shape
-    flags = len(shape.filters) - 1 | 0x40 * shape.has_data_size | 0x80 * shape.has_plain_size
-    fields = bytes((shape.header_size // 4 - 1, flags))
-    fields += encode_vli(block.data_size) if shape.has_data_size else b""
-    fields += encode_vli(block.plain_size) if shape.has_plain_size else b""
-    for each in shape.filters:
-        fields += encode_vli(each.id) + encode_vli(len(each.properties)) + each.properties
-    fields = fields.ljust(shape.header_size - 4, b"\0")
-    return fields + _crc(fields)
-
-
-def _index(blocks: tuple[Block, ...]) -> bytes:
-    """4"""
-    records = (encode_vli(block.unpadded_size) + encode_vli(block.plain_size) for block in blocks)
-    fields = b"\0" + encode_vli(len(blocks)) + b"".join(records)
-    fields += bytes(-len(fields) % 4)
-    return fields + _crc(fields)
 
 
 def _crc(data: bytes) -> bytes:

@@ -12,6 +12,7 @@ import pytest
 from rehydrator.codecs import lzma2
 from rehydrator.core.reader import BytesReader
 from rehydrator.formats import xz
+from tests import xz_files
 from tests.compat import sid
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def packed(plain: bytes, *options: str, program: list[str] | None = None) -> byt
 def blocks_of(data: bytes, plain: bytes) -> list[tuple[xz.Block, bytes, bytes]]:
     """Every block with its data and its plain bytes; the container is rendered exactly."""
     container = xz.read(BytesReader(data))
-    parts = {**dict(xz.render(container))}
-    parts |= {at: data[at : at + size] for at, size in xz.data_and_checks(container)}
+    parts = {**dict(xz_files.render(container))}
+    parts |= {at: data[at : at + size] for at, size in xz_files.data_and_checks(container)}
     assert b"".join(parts[at] for at in sorted(parts)) == data
     assert container.plain_size == len(plain)
     found, here = [], 0
