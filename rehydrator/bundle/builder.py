@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rehydrator import __version__
-from rehydrator.bundle import intake, manifest
+from rehydrator.bundle import intake, manifest, published_canonical
 from rehydrator.bundle import live as live_system
 from rehydrator.bundle.manifest import Artifact, Form, Manifest, Release, StoredFile
 from rehydrator.bundle.packing import FRAME_SIZE
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 AUTO, ALWAYS, NEVER = "auto", "always", "never"
 STORED, ENCODED = "stored", "encoded"
+IMAGE, PUBLISHED = "image", "published"
 
 _EXPLAINED_AT_ONCE = 2
 
@@ -68,9 +69,10 @@ class BuildOptions:
     files that no encoder gives back: kept ("always"), left to their image form ("never", which
     looks for no encoder at all), or kept where few bytes are missing ("auto"). `live` says whether
     a live root file system is "stored" and the disks are made from it, or "encoded" again from
-    the disks; "auto": what is smaller. `run` runs the programs that encode. `target` is the
-    directory that the image will lie in, where that is known. Without `stream_json` the directory's
-    own stream.json is taken, unless `ignore_stream_json` says no."""
+    the disks; "auto": what is smaller. With a `canonical_form` of
+    "published" one compressed file of each group of siblings is the canonical disk. `run` runs the
+    programs that encode. `target` is the directory that the image will lie in, where that is known.
+    Without `stream_json` the directory's own is taken, unless `ignore_stream_json` says no."""
 
     directory: Path
     work: Path
@@ -90,6 +92,7 @@ class BuildOptions:
     frame_size: int = FRAME_SIZE
     keep_published: str = AUTO
     live: str = AUTO
+    canonical_form: str = IMAGE
     run: Filter | None = None
 
 
@@ -155,12 +158,15 @@ class Builder:
             recovery = Recovery(encoders, options.run)
             with self._explained(sources, pool, recovery) as disks:
                 self._survey(disks, pool)
+                groups = self._group(disks)
+                kept = {disk.source.name for group in groups if (disk := self._as_published(group))}
                 for disk in disks:
-                    self._recover(disk, recovery)
+                    if disk.source.name not in kept:
+                        self._recover(disk, recovery)
                 storage = Storage(
                     self._root, options.level, options.frame_size, options.jobs, pool, options.run
                 )
-                artifacts = self._store(disks, storage, pool)
+                artifacts = self._store(disks, groups, kept, storage, pool)
         return self._finish(artifacts, storage, sources, document)
 
     def plan(self) -> list[dict[str, Any]]:
@@ -351,8 +357,15 @@ class Builder:
 
     # --- storing -----------------------------------------------------------------------------
 
-    def _store(self, disks: Sequence[_Disk], storage: Storage, pool: Executor) -> list[Artifact]:
-        groups = self._group(disks)
+    def _store(
+        self,
+        disks: Sequence[_Disk],
+        groups: list[list[_Disk]],
+        kept: set[str],
+        storage: Storage,
+        pool: Executor,
+    ) -> list[Artifact]:
+        """Everything; `kept` are the compressed files that are canonical disks themselves."""
         live = self._find_live(disks)
         artifacts: dict[str, Artifact] = {}
         if live is not None:
@@ -365,8 +378,12 @@ class Builder:
             assert first.explanation is not None
             found = _survey_of(first)
             self._reporter.phase(f"storing the disk of {first.source.name}", found.data)
-            space = storage.canonical(first.explanation.guest, found, self._reporter.advance)
-            first.canonical = True
+            as_published = next((disk for disk in group if disk.source.name in kept), None)
+            if as_published:
+                space = self._store_as_published(as_published, storage, artifacts)
+            else:
+                space = storage.canonical(first.explanation.guest, found, self._reporter.advance)
+                first.canonical = True
             for disk in group:
                 disk.guest_space = space
         self._reporter.phase("matching", sum(disk.source.measured.data for disk in disks))
@@ -376,6 +393,34 @@ class Builder:
                 artifacts[disk.source.name] = _artifact(disk, stored)
             self._reporter.advance(disk.source.measured.data, disk.source.name)
         return [artifacts[disk.source.name] for disk in disks]
+
+    def _store_as_published(self, disk: _Disk, storage: Storage, artifacts: dict[str, Artifact]) -> int:
+        """Store a group's disk as a compressed file of it."""
+        assert disk.source.layout is not None
+        assert disk.explanation is not None
+        disk.packed = FileReader(disk.source.path)
+        files = (disk.packed, disk.file, disk.explanation, disk.source.layout)
+        space, stored = storage.canonical_published(*files, disk.source.signature)
+        disk.canonical = True
+        artifacts[disk.source.name] = _artifact(disk, stored)
+        return space
+
+    def _as_published(self, group: Sequence[_Disk]) -> _Disk | None:
+        """The first of a group whose compressed file can be its canonical disk, where that is
+        wanted."""
+        if self._options.canonical_form != PUBLISHED:
+            return None
+        why = "no file of its group is compressed"
+        for disk in group:
+            if disk.source.layout is not None and disk.explanation is not None:
+                try:
+                    published_canonical.check(disk.source.layout, disk.explanation)
+                except Unexplained as error:
+                    why = f"{disk.source.path.name}: {error}"
+                else:
+                    return disk
+        self._reporter.note(f"{group[0].source.name}: its disk is stored in its image form: {why}")
+        return None
 
     def _find_live(self, disks: Sequence[_Disk]) -> Live | None:
         """The live root file system that holds what the disks hold, if there are both."""

@@ -99,10 +99,7 @@ class Recovery:
     def _start(
         self, file: Reader, part: Part, plain: Reader, misses: _Misses
     ) -> tuple[bytes, Future[Guess | None]]:
-        state = hashlib.blake2b(part.family.encode(), digest_size=32)
-        for piece in _span(file, part.at, part.packed):
-            state.update(piece)
-        digest = state.digest()
+        digest = digest_of(file, part)
         with self._lock:
             future = self._known.proofs.get(digest)
             if future is None:
@@ -210,6 +207,14 @@ class _Gate:
             with self._changed:
                 self._taken -= memory
                 self._changed.notify_all()
+
+
+def digest_of(file: Reader, part: Part) -> bytes:
+    """The digest of a part's packed bytes: parts of one digest are one."""
+    state = hashlib.blake2b(part.family.encode(), digest_size=32)
+    for piece in _span(file, part.at, part.packed):
+        state.update(piece)
+    return state.digest()
 
 
 def _other_dictionaries(guess: Guess) -> Iterator[Guess]:

@@ -4,6 +4,7 @@ over what is stored already and a little residue."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from xxhash import xxh3_64_intdigest
 from rehydrator.bundle import contents
 from rehydrator.bundle.manifest import KnownAnswer
 from rehydrator.bundle.packing import Ledger, PackWriter
+from rehydrator.bundle.published_canonical import guest_ops, image_ops
 from rehydrator.bundle.reader import known_answer
+from rehydrator.bundle.recovery import digest_of
 from rehydrator.bundle.residue import Residue
 from rehydrator.bundle.survey import PAGE, nonzero_pages
 from rehydrator.codecs import codec
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from rehydrator.core.ops import Op, StreamRule
     from rehydrator.core.reader import Reader, SparseReader
     from rehydrator.formats.explanation import Explanation
+    from rehydrator.formats.streams import Layout
 
 # The symbolic space of bytes that nothing explains yet.
 UNMATCHED = -1
@@ -104,6 +108,7 @@ class Storage:
         self._run = run
         self._stream_samples: dict[tuple[str, Params], _Sample] = {}
         self._made: dict[bytes, Stream] = {}
+        self._kept: dict[bytes, Copy] = {}
 
     def contents(self, live: Live, rootfs: int) -> None:
         """Let disks be made from the files of a live root file system, whose file is space `rootfs`."""
@@ -132,6 +137,35 @@ class Storage:
             writer.close()
         self._remember(space, guest)
         return space
+
+    def canonical_published(
+        self, file: SparseReader, image: Reader, explanation: Explanation, layout: Layout, signature: bytes
+    ) -> tuple[int, Stored]:
+        """Store a disk as the compressed file that it was published in, which can be one
+        (published_canonical.check); the number of its space, and what is stored."""
+        writer = self._writer()
+        try:
+            if self._sample is None:
+                self._store_sample(explanation.guest, _data_pages(explanation.guest), writer)
+            published = writer.add_recipe(self._residue(writer).settle([_whole(file)], file, UNMATCHED))
+            for part in layout.parts:
+                self._kept[digest_of(file, part)] = Copy(part.packed, published, part.at)
+            inner = writer.add_recipe(image_ops(layout, published, self.ledger))
+            guest = writer.add_recipe(guest_ops(explanation, inner))
+            beside = Beside(signature=signature)
+            how = {
+                "rung": "published",
+                "format": explanation.format,
+                "facts": {"parts": str(len(layout.parts))},
+                "tried": [],
+                "encoders": {},
+                "bytes": {"stored": file.size},
+            }
+            stored = replace(self._stored(inner, how, beside, writer), published=published)
+        finally:
+            writer.close()
+        self._remember(guest, explanation.guest)
+        return guest, stored
 
     def explained(
         self,
@@ -191,7 +225,9 @@ class Storage:
         assert plain is not None
         ops: list[Op] = []
         for number, op in enumerate(recovered.ops):
-            if isinstance(op, Stream):
+            if isinstance(op, Stream) and recovered.digests[number] in self._kept:
+                append(ops, self._kept[recovered.digests[number]])
+            elif isinstance(op, Stream):
                 ops.append(self._stream(op, recovered, number, image, plain))
             else:
                 append(ops, replace(op, space=UNMATCHED) if isinstance(op, Copy) else op)
@@ -409,6 +445,15 @@ class Storage:
         """Let later files find these bytes."""
         self._spaces[space] = reader
         self._index.add(space, reader)
+
+
+def _whole(file: Reader) -> Copy:
+    return Copy(file.size, UNMATCHED, 0)
+
+
+def _data_pages(guest: SparseReader) -> list[int]:
+    """Numbers of pages that hold data."""
+    return [page for page, _ in islice(nonzero_pages(guest), _SAMPLE_PAGES)] or [0]
 
 
 def _published(recovered: Recovered) -> dict[str, Any]:

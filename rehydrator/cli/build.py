@@ -110,6 +110,14 @@ class _FileOrNone(click.Path):
     help="The live root file system, which holds the disks' files once more: stored as it is, and the "
     "disks made from it; or encoded again from the disks. auto: what is smaller.",
 )
+@click.option(
+    "--canonical-form",
+    type=click.Choice(["image", "published"]),
+    default="image",
+    show_default=True,
+    help="Store the canonical disk in frames of zstd, or as the compressed file that it was published "
+    "in, if that can be read in pieces (.xz with blocks of at most 64 MiB).",
+)
 @click.option("--level", type=click.IntRange(1, 19), default=19, show_default=True, help="zstd level.")
 @click.option(
     "--max-image-size",

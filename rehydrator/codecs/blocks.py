@@ -1,10 +1,11 @@
-"""Decoders for the blocks of read-only file systems. Nothing here encodes.
+"""Decoders for blocks: those of read-only file systems, and .xz. Nothing here encodes.
 
     xz            a whole .xz container, as squashfs has them (any filters, one stream)
     zstd.frame    a zstd frame, which need not state its size, as squashfs and EROFS have them
     deflate       raw deflate (RFC 1951), as EROFS has it
     lz4           a block, not a frame (LZ4 Block Format Description)
     lzma1         MicroLZMA (liblzma, lzma_microlzma_decoder)
+    lzma2         the data of an .xz block, with the dictionary that its header states
 
 What is decoded is bounded before it is made. Zero bytes before a stream are padding, but for
 xz: EROFS fills its physical clusters up from the front, and none of these streams begins with
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backports import zstd
 
-from rehydrator.codecs import codec
+from rehydrator.codecs import codec, lzma2
 from rehydrator.core.errors import HostileInput
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ def decode(name: str, packed: bytes, params: Mapping[str, int], size: int) -> by
         HostileInput: broken, of another size, with bytes behind it, or unknown parameters.
     """
     used = len(packed)
+    if name == "lzma2":
+        if set(params) != {"dict_size"}:
+            raise HostileInput(f"parameters that {name} does not have: {dict(params)}")
+        return lzma2.decode(packed, params["dict_size"], size)
     if name in _DECODERS:
         plain = unpack(name, packed, size, prefix=_is_prefix(name, params))
     else:
