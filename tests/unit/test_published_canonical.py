@@ -42,7 +42,11 @@ def test_the_disk_out_of_the_compressed_file() -> None:
     ledger = Ledger()
     check(layout, EXPLAINED)
     image = OpsSpace(image_ops(layout, 0, ledger))
-    spaces = {0: ReaderSpace(BytesReader(made)), 1: image, 2: OpsSpace(guest_ops(EXPLAINED, 1))}
+    spaces: dict[int, Space] = {
+        0: ReaderSpace(BytesReader(made)),
+        1: image,
+        2: OpsSpace(guest_ops(EXPLAINED, 1)),
+    }
     machine = Machine(spaces, ledger.rules())
     assert machine.read(1, 0, image.size) == FILE_BYTES
     assert machine.read(2, 0, len(DISK)) == DISK
@@ -72,7 +76,7 @@ def test_clusters_that_stand_twice() -> None:
         Series(10, 1, 1, 1, "little"),
         Copy(100, GUEST, 7),
     ]
-    spaces = {
+    spaces: dict[int, Space] = {
         0: ReaderSpace(BytesReader(DISK)),
         1: OpsSpace([Copy(6000, 0, 0), Copy(5700, 0, 5000), zeros(110)]),
     }
