@@ -8,6 +8,8 @@ import struct
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from rehydrator.core.digest import crc32c
+
 MIB: Final = 1 << 20
 
 # 2.2.1 File Type Identifier, at byte 0.
@@ -103,20 +105,3 @@ def chunk_ratio(sector_size: int, block_size: int) -> int:
 def checksum(structure: bytes) -> int:
     """CRC-32C of a header or a region table, its own checksum field taken as zero."""
     return crc32c(structure[:CHECKSUM_AT] + bytes(4) + structure[CHECKSUM_AT + 4 :])
-
-
-def crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli; RFC 3720, appendix B.4)."""
-    value = 0xFFFFFFFF
-    for byte in data:
-        value = _TABLE[(value ^ byte) & 0xFF] ^ (value >> 8)
-    return value ^ 0xFFFFFFFF
-
-
-def _table_entry(value: int) -> int:
-    for _ in range(8):
-        value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
-    return value
-
-
-_TABLE: Final = tuple(_table_entry(value) for value in range(256))

@@ -15,8 +15,8 @@ from bisect import bisect_right
 from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING
 
+from rehydrator.core.digest import crc32c
 from rehydrator.formats import c_erofs as c
-from rehydrator.formats.c_vhdx import crc32c
 from rehydrator.formats.explanation import refuse_short, require
 from rehydrator.formats.filesystem import (
     MAX_BLOCKS,

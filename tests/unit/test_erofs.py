@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import pytest
 
+from rehydrator.core.digest import crc32c
 from rehydrator.core.errors import HostileInput, Unexplained
 from rehydrator.core.reader import BytesReader
 from rehydrator.formats import c_erofs as c
 from rehydrator.formats import erofs, filesystem
-from rehydrator.formats.c_vhdx import crc32c
 from rehydrator.formats.filesystem import Block, FileSystem, Piece
 
 BLOCK = 4096
