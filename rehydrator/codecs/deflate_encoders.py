@@ -13,8 +13,17 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from rehydrator.codecs.stream_encoder import Filter, Params, checked, close, cut, pieces
-from rehydrator.core.errors import HostileInput, LimitExceeded, ToolMissing
+from rehydrator.codecs.stream_encoder import (
+    Filter,
+    Params,
+    checked,
+    close,
+    cut,
+    no_package,
+    pieces,
+    runner,
+)
+from rehydrator.core.errors import HostileInput, LimitExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -130,7 +139,7 @@ class Program:
         self, params: Mapping[str, int], chunks: Iterable[bytes], run: Filter | None
     ) -> Iterator[bytes]:
         argv = (self.name, *self.before, *self._options(params), *self.behind)
-        return self.body(self._runner(run)(argv, chunks), self.name)
+        return self.body(runner(run, self.name)(argv, chunks), self.name)
 
     def described(self, params: Mapping[str, int]) -> str:
         return " ".join((self.name, *self._options(params)))
@@ -139,17 +148,12 @@ class Program:
         return self.takes
 
     def version(self, run: Filter | None) -> str:
-        said = b"".join(self._runner(run)((self.name, "--version"), ())).decode(errors="replace")
+        said = b"".join(runner(run, self.name)((self.name, "--version"), ())).decode(errors="replace")
         number = re.search(r"\d+(\.\d+)+", said)
         return f"{self.name} {number[0] if number else 'of no known version'}"
 
     def _options(self, params: Mapping[str, int]) -> list[str]:
         return [f"-{params['level']}", *(flag for name, flag in self.flags.items() if params[name])]
-
-    def _runner(self, run: Filter | None) -> Filter:
-        if run is None:
-            raise ToolMissing(f"{self.name} is needed to encode a stream, and programs are not run here")
-        return run
 
 
 def gzip_body(member: Iterator[bytes], name: str) -> Iterator[bytes]:
@@ -225,8 +229,3 @@ def _libdeflate() -> Any:
     except ImportError:
         raise no_package("deflate") from None
     return deflate
-
-
-def no_package(name: str) -> ToolMissing:
-    """The error for an optional package that is not installed."""
-    return ToolMissing(f"the Python package {name} is not installed (pip install 'rehydrator[codecs]')")

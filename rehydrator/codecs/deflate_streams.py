@@ -40,10 +40,9 @@ from rehydrator.codecs.deflate_encoders import (
     Library,
     Program,
     gzip_body,
-    no_package,
     zip_body,
 )
-from rehydrator.codecs.stream_encoder import PIECE, Codec, Filter, Hit, Params, agreed, cut
+from rehydrator.codecs.stream_encoder import PIECE, Codec, Filter, Hit, Params, agreed, cut, no_package
 from rehydrator.core.errors import ToolMissing
 
 if TYPE_CHECKING:

@@ -140,6 +140,11 @@ def runner(run: Filter | None, program: str) -> Filter:
     return run
 
 
+def no_package(name: str) -> ToolMissing:
+    """The error for an optional package that is not installed."""
+    return ToolMissing(f"the Python package {name} is not installed (pip install 'rehydrator[codecs]')")
+
+
 def first_difference(ours: Iterator[bytes], theirs: Iterable[bytes]) -> int | None:
     """The first offset at which two streams differ or one of them ends; None if they are equal.
     `ours` is closed, so that a program behind it ends there."""

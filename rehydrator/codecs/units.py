@@ -40,7 +40,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from rehydrator.codecs import lzma2
-from rehydrator.codecs.stream_encoder import Codec, Family, Filter, Hit, Params, checked
+from rehydrator.codecs.stream_encoder import Codec, Family, Filter, Hit, Params, checked, no_package
 from rehydrator.core.errors import HostileInput, LimitExceeded, ToolMissing
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class _Zlib(_Unit):
         try:
             return importlib.import_module("zlib_ng.zlib_ng")
         except ImportError:
-            raise ToolMissing("the package zlib-ng from PyPI is needed to encode zlib units") from None
+            raise no_package("zlib-ng") from None
 
 
 class _Xz(_Unit):
@@ -293,7 +293,7 @@ def _lz4() -> tuple[Any, Any]:
     try:
         return importlib.import_module("lz4.block"), importlib.import_module("lz4.frame")
     except ImportError:
-        raise ToolMissing("the package lz4 from PyPI is needed to encode LZ4 blocks") from None
+        raise no_package("lz4") from None
 
 
 # --- xz (The .xz File Format 1.2; the sections are named) ---

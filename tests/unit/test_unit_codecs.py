@@ -136,7 +136,7 @@ def test_what_is_not_installed_is_named(
     made = encoded(codec, params, PLAIN)
     monkeypatch.setitem(sys.modules, module, None)
     assert found(codec, PLAIN, made, HINTS | params) == []
-    with pytest.raises(ToolMissing, match=f"the package {package} from PyPI"):
+    with pytest.raises(ToolMissing, match=f"the Python package {package} is not installed"):
         encoded(codec, params, PLAIN)
 
 
