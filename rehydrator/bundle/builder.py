@@ -31,6 +31,7 @@ from rehydrator.core.digest import sha256_hex
 from rehydrator.core.errors import HostileInput, NotInBundle, Unexplained, UsageError
 from rehydrator.formats import containers, explain
 from rehydrator.formats.explanation import Unpacked
+from rehydrator.formats.layered import explain_initramfs
 from rehydrator.metadata import stream as streams
 from rehydrator.metadata.names import SIGNATURE_SUFFIX, STREAM_DOCUMENT, image_name, parse_name
 from rehydrator.metadata.stream import Described, Published
@@ -54,6 +55,10 @@ STORED, ENCODED = "stored", "encoded"
 IMAGE, PUBLISHED = "image", "published"
 
 _EXPLAINED_AT_ONCE = 2
+
+# An initramfs is taken apart for so many bytes that are not stored yet, where so many percent of
+# what its archives hold are. Its encoder then runs whenever it is given back.
+_WORTH_UNPACKING, _KNOWN_PERCENT = 1 << 20, 50
 
 # What of the live media lies in the disks' /boot as well.
 _IN_BOOT = {"kernel", "initramfs"}
@@ -156,7 +161,8 @@ class Builder:
         with _workers(options.jobs) as pool, _workers(options.jobs) as encoders:
             sources, document = self._take_in(pool)
             recovery = Recovery(encoders, options.run)
-            with self._explained(sources, pool, recovery) as disks:
+            unpacker = _Unpacker(options, recovery)
+            with self._explained(sources, pool, unpacker) as disks:
                 self._survey(disks, pool)
                 groups = self._group(disks)
                 kept = {disk.source.name for group in groups if (disk := self._as_published(group))}
@@ -166,14 +172,15 @@ class Builder:
                 storage = Storage(
                     self._root, options.level, options.frame_size, options.jobs, pool, options.run
                 )
-                artifacts = self._store(disks, groups, kept, storage, pool)
+                artifacts = self._store(disks, groups, kept, storage, pool, unpacker)
         return self._finish(artifacts, storage, sources, document)
 
     def plan(self) -> list[dict[str, Any]]:
         """What a build would do, without writing a bundle: every file and its rung."""
         with _workers(self._options.jobs) as pool, _workers(self._options.jobs) as encoders:
             sources, _ = self._take_in(pool)
-            with self._explained(sources, pool, Recovery(encoders, self._options.run)) as disks:
+            unpacker = _Unpacker(self._options, Recovery(encoders, self._options.run))
+            with self._explained(sources, pool, unpacker) as disks:
                 self._survey(disks, pool)
                 groups = self._group(disks)
         planned = []
@@ -265,11 +272,10 @@ class Builder:
 
     @contextmanager
     def _explained(
-        self, sources: Sequence[Source], pool: Executor, recovery: Recovery
+        self, sources: Sequence[Source], pool: Executor, unpacker: _Unpacker
     ) -> Iterator[list[_Disk]]:
         """Every file explained, two at a time: what is compressed in one of them is encoded by
         one thread."""
-        unpacker = _Unpacker(self._options, recovery)
         disks: list[_Disk] = []
         try:
             self._reporter.phase("explaining", sum(source.measured.data for source in sources))
@@ -364,6 +370,7 @@ class Builder:
         kept: set[str],
         storage: Storage,
         pool: Executor,
+        unpacker: _Unpacker,
     ) -> list[Artifact]:
         """Everything; `kept` are the compressed files that are canonical disks themselves."""
         live = self._find_live(disks)
@@ -389,10 +396,31 @@ class Builder:
         self._reporter.phase("matching", sum(disk.source.measured.data for disk in disks))
         for disk in _in_order(disks):
             if disk.source.name not in artifacts:
+                self._explain_archive(disk, storage, unpacker)
                 stored = _stored(disk, storage, self._beside(disk))
                 artifacts[disk.source.name] = _artifact(disk, stored)
             self._reporter.advance(disk.source.measured.data, disk.source.name)
         return [artifacts[disk.source.name] for disk in disks]
+
+    def _explain_archive(self, disk: _Disk, storage: Storage, unpacker: _Unpacker) -> None:
+        """Explain an initramfs by what its archives hold, where much of that is stored already
+        and little of the file itself is."""
+        if disk.explanation is not None or disk.source.named.role != "initramfs":
+            return
+        missing = disk.file.size - storage.known(disk.file)
+        if missing < _WORTH_UNPACKING:
+            return
+        try:
+            found = explain_initramfs(disk.file, unpacker)
+        except Unexplained as error:
+            disk.tried.append({"rung": "archives", "why": str(error)})
+            return
+        held = storage.known(found.guest)
+        if held * 100 < found.guest.size * _KNOWN_PERCENT:
+            why = f"{held} of the {found.guest.size} bytes in it are stored already"
+            disk.tried.append({"rung": "archives", "why": why})
+            return
+        disk.explanation = found
 
     def _store_as_published(self, disk: _Disk, storage: Storage, artifacts: dict[str, Artifact]) -> int:
         """Store a group's disk as a compressed file of it."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from rehydrator.bundle.rehydrate import available_memory
@@ -21,7 +23,7 @@ from rehydrator.formats.explanation import FILE, LAYER, append
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from concurrent.futures import Executor, Future
+    from concurrent.futures import Executor
 
     from rehydrator.codecs import Params
     from rehydrator.codecs.streams import Filter
@@ -37,8 +39,14 @@ _PIECE = 1 << 20
 # Guesses that are worth a proof; a wrong one ends at its first difference.
 _MOST_GUESSES = 12
 
-# A trial of an encoder takes at most this; parts that none gave in a row end the search.
+# What the first part of a file says is tried on all of them, before they are looked at themselves.
+_MOST_LIKELY = 2
+
+# A trial of an encoder takes at most this.
 _MOST_OF_A_TRIAL = 700 << 20
+
+# Parts come in rows of so many. A row that no encoder gave any part of ends the search: the file's
+# writer is not known here, and the parts that are left (BGZF has thousands) are not worth seconds each.
 _MOST_MISSES = 8
 
 Guess = tuple[str, "Params"]
@@ -57,73 +65,83 @@ class Recovered:
     encoders: Mapping[str, str]
 
 
-class _Proven(NamedTuple):
-    """A part's digest, and the encoder that makes it, if one does."""
+class _Search(NamedTuple):
+    """A part of `file` whose encoder is looked for, and the digest of its packed bytes."""
 
+    file: Reader
+    part: Part
+    plain: Reader
     digest: bytes
-    guess: Guess | None
-
-
-@dataclass
-class _Known:
-    """What was found so far: by digest of the packed bytes, and the last guesses of a family."""
-
-    proofs: dict[bytes, Future[Guess | None]] = field(default_factory=dict)
-    recent: dict[str, list[Guess]] = field(default_factory=dict)
-
-
-@dataclass
-class _Misses:
-    """Parts of one file that no encoder gave in a row: its writer is not known here, and the
-    parts that are left (BGZF has thousands) are not worth seconds each."""
-
-    row: int = 0
 
 
 class Recovery:
-    """Finds the encoders of one build's compressed files."""
+    """Finds the encoders of one build's compressed files.
+
+    What is found of a part follows from the file that it is in and from nothing else: which part
+    was looked at first, which varies with threads, makes no difference. Short parts and zeros are
+    given by several encoders.
+    """
 
     def __init__(self, pool: Executor, run: Filter | None) -> None:
-        """`run` runs the programs whose encoders no library has."""
+        """`pool` begins its tasks in the order in which it gets them, so that they may wait for
+        earlier ones; `run` runs the programs whose encoders no library has."""
         self._pool, self._run = pool, run
-        self._known = _Known()
         self._lock = threading.Lock()
+        self._first: dict[bytes, Future[list[Guess]]] = {}
+        self._proofs: dict[tuple[bytes, Guess], Future[bool]] = {}
         self._gate = _Gate(available_memory() * 3 // 4)
 
     def begin(self, file: Reader, layout: Layout, plain: Reader) -> Running:
         """Start to look for the encoders of a file; `plain` is what it holds."""
-        misses = _Misses()
-        parts = [(part, self._start(file, part, plain, misses)) for part in layout.parts]
-        return Running(layout, parts, self._run)
+        found: list[tuple[Part, bytes, Future[Guess | None] | None]] = []
+        searches: list[Future[Guess | None]] = []
+        likely: Future[list[Guess]] | None = None
+        for part in layout.parts:
+            search = _Search(file, part, plain, digest_of(file, part))
+            future = None
+            if part.family and part.plain:
+                likely = likely or self._likely(search)
+                row = len(searches) // _MOST_MISSES * _MOST_MISSES
+                before = searches[max(row - _MOST_MISSES, 0) : row]
+                future = self._pool.submit(self._find, search, likely, before)
+                searches.append(future)
+            found.append((part, search.digest, future))
+        return Running(layout, found, self._run)
 
-    def _start(
-        self, file: Reader, part: Part, plain: Reader, misses: _Misses
-    ) -> tuple[bytes, Future[Guess | None]]:
-        digest = digest_of(file, part)
+    def _likely(self, search: _Search) -> Future[list[Guess]]:
+        """What a file's first part says of the others; equal ones are looked at once."""
         with self._lock:
-            future = self._known.proofs.get(digest)
-            if future is None:
-                future = self._pool.submit(self._find, file, part, plain, misses)
-                self._known.proofs[digest] = future
-        return digest, future
+            if search.digest not in self._first:
+                self._first[search.digest] = self._pool.submit(
+                    lambda: list(islice(self._guesses(*search[:3]), _MOST_LIKELY))
+                )
+            return self._first[search.digest]
 
-    def _find(self, file: Reader, part: Part, plain: Reader, misses: _Misses) -> Guess | None:
-        if not part.family or not part.plain or misses.row >= _MOST_MISSES:
+    def _find(
+        self, search: _Search, likely: Future[list[Guess]], before: Sequence[Future[Guess | None]]
+    ) -> Guess | None:
+        if before and not any(each.result() for each in before):
             return None
-        with self._lock:
-            recent = list(self._known.recent.get(part.family, ()))
         tried: set[Guess] = set()
-        for guesses in (iter(recent[:2]), self._guesses(file, part, plain)):
+        for guesses in (iter(likely.result()), self._guesses(*search[:3])):
             for guess in guesses:
-                if guess not in tried and self._proves(guess, file, part, plain):
-                    with self._lock:
-                        known = self._known.recent.setdefault(part.family, [])
-                        known[:] = [guess, *(each for each in known if each != guess)]
-                    misses.row = 0
+                if guess not in tried and self._proves(guess, search):
                     return guess
                 tried.add(guess)
-        misses.row += 1
         return None
+
+    def _proves(self, guess: Guess, search: _Search) -> bool:
+        """Whether a guess gives all of a part; equal parts are compared once."""
+        key = (search.digest, guess)
+        with self._lock:
+            is_new = key not in self._proofs
+            proof = self._proofs.setdefault(key, Future())
+        if is_new:
+            try:
+                proof.set_result(self._gives(guess, *search[:3]))
+            except BaseException as error:  # noqa: BLE001 - it belongs to everybody who waits
+                proof.set_exception(error)
+        return proof.result()
 
     def _guesses(self, file: Reader, part: Part, plain: Reader) -> Iterator[Guess]:
         for size in _SAMPLES:
@@ -142,7 +160,7 @@ class Recovery:
                 return
             yield from (each for guess in guesses for each in _other_dictionaries(guess))
 
-    def _proves(self, guess: Guess, file: Reader, part: Part, plain: Reader) -> bool:
+    def _gives(self, guess: Guess, file: Reader, part: Part, plain: Reader) -> bool:
         codec, params = guess
         with self._gate.room(streams.memory(codec, dict(params), part.plain)):
             encoder = streams.encoder(codec, dict(params), self._run)
@@ -156,7 +174,7 @@ class Running:
     def __init__(
         self,
         layout: Layout,
-        parts: list[tuple[Part, tuple[bytes, Future[Guess | None]]]],
+        parts: list[tuple[Part, bytes, Future[Guess | None] | None]],
         run: Filter | None,
     ) -> None:
         self._layout, self._parts, self._run = layout, parts, run
@@ -167,8 +185,8 @@ class Running:
         rules: list[StreamRule] = []
         digests: dict[int, bytes] = {}
         here = reproduced = kept = 0
-        for part, (digest, future) in self._parts:
-            guess = future.result()
+        for part, digest, future in self._parts:
+            guess = future.result() if future else None
             append(ops, Copy(part.at - here, FILE, here))
             here = part.at + part.packed
             if guess is None:

@@ -123,6 +123,11 @@ class Storage:
             writer.close()
         self._remember(space, spooled)
 
+    def known(self, file: SparseReader) -> int:
+        """Bytes of a file that another one has, or that are zero."""
+        matched = self._index.match(file, UNMATCHED)
+        return sum(op.length for op in matched if not (isinstance(op, Copy) and op.space == UNMATCHED))
+
     def canonical(self, guest: SparseReader, found: Survey, advance: Callable[[int], object]) -> int:
         """Store a disk whole, but for what another space has; the number of its space."""
         writer = self._writer()
