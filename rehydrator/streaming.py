@@ -25,6 +25,9 @@ DEFAULT_SPOOLED = 4 << 30
 # Values whose places are known; each costs up to 400 bytes.
 _REMADE = 1 << 16
 
+# Each has a file of its own.
+_MOST_HELD = 256
+
 # A stream that nobody reads for so long does not exist; a reader looks up this often.
 _WAKE = 1.0
 
@@ -228,7 +231,7 @@ class Streams:
     def _make_room(self, size: int) -> None:
         total = size + sum(stream.length for stream in self._streams.values())
         for key, stream in list(self._streams.items()):
-            if total <= self._limit:
+            if total <= self._limit and len(self._streams) < _MOST_HELD:
                 return
             if stream.done:
                 total -= stream.length

@@ -12,7 +12,8 @@ from rehydrator.core.errors import LimitExceeded
 if TYPE_CHECKING:
     from pathlib import Path
 
-_IN_MEMORY = 4 << 20
+# There may be hundreds of spools.
+_IN_MEMORY = 512 << 10
 
 
 class Spool:

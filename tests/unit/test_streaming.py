@@ -9,7 +9,7 @@ import pytest
 
 from rehydrator.core.errors import HostileInput, Interrupted, LimitExceeded
 from rehydrator.store.spool import Spool
-from rehydrator.streaming import MemorySpool, Streams
+from rehydrator.streaming import _MOST_HELD, MemorySpool, Streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -144,6 +144,14 @@ def test_old_streams_give_way() -> None:
     for name in ("one", "two", "three", "three", "one"):
         streams.read(name, len(BYTES), make, len(BYTES) - 1, 1)
     assert len(begun) == 4
+
+
+def test_few_files_are_open() -> None:
+    """However short they are, at most so many streams are held."""
+    streams = Streams(MemorySpool)
+    for number in range(600):
+        assert streams.read(number, len(BYTES), give, 5, 3) == BYTES[5:8]
+    assert len(streams._streams) <= _MOST_HELD + 1
 
 
 @pytest.mark.parametrize("count", [1, 9])
