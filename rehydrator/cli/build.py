@@ -23,6 +23,7 @@ from rehydrator.cli.common import (
     tmpdir_option,
     work_directory,
 )
+from rehydrator.cli.info import published_by
 from rehydrator.cli.keygen import ask_password, password_from
 from rehydrator.core.errors import ToolMissing, UsageError
 from rehydrator.host import uninterrupted
@@ -278,10 +279,11 @@ def _show(built: Built, sealed: Sealed, target: Reference, seconds: float, as_js
         }
         click.echo(json.dumps(report, indent=2))
         return
-    rows = [["FILE", "SIZE", "ADDS", "STORED AS"]]
+    rows = [["FILE", "SIZE", "ADDS", "STORED AS", "AS PUBLISHED"]]
     for each in artifacts:
         how = each.how
-        rows.append([each.image.name, human(each.image.size), human(how["cost"]), _stored_as(how)])
+        row = [each.image.name, human(each.image.size), human(how["cost"]), _stored_as(how)]
+        rows.append([*row, published_by(each)])
     click.echo(printable(table(rows, {1, 2})), err=True)
     total = sum(each.image.size for each in artifacts)
     click.echo(f"{len(artifacts)} files of {human(total)} in {human(sealed.stored)}, proven", err=True)

@@ -67,7 +67,7 @@ def command(
         return
     for key_, value in whole.items():
         click.echo(printable(f"{key_}: {value}"))
-    rows = [["FILE", "SIZE", "ADDS", "RUNG", "CANONICAL"]]
+    rows = [["FILE", "SIZE", "ADDS", "RUNG", "CANONICAL", "AS PUBLISHED"]]
     rows += [
         [
             each.image.name,
@@ -75,6 +75,7 @@ def command(
             human(each.how.get("cost") or 0),
             rung(each),
             "*" if each.canonical else "",
+            published_by(each),
         ]
         for each in artifacts
     ]
@@ -100,6 +101,16 @@ def rung(artifact: Artifact) -> str:
     """The rung in a word or two."""
     how = artifact.how
     return f"{how.get('rung')} ({how['format']})" if how.get("format") else str(how.get("rung"))
+
+
+def published_by(artifact: Artifact) -> str:
+    """What gives the compressed file around an image: its encoders, or its own bytes."""
+    if artifact.published is None:
+        return ""
+    if artifact.published.space is None:
+        return "digest only"
+    encoders = (artifact.how.get("published") or {}).get("encoders") or {}
+    return ", ".join(encoders) or "kept"
 
 
 def forms_of(bundle: Bundle, artifact: Artifact) -> dict[str, dict[str, Any]]:
