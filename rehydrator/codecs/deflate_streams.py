@@ -61,8 +61,11 @@ MAX_PIECE: Final = 64 * MIB
 MIN_AGREED: Final = 64
 """Bytes: fewer in common are no hit, unless they are the whole stream: chance gives 21 (measured)."""
 
-# Bytes of a first trial: blocks of text are complete; and of a second: those of a disk's beginning.
-_STEPS = (320 * KIB, 3 * MIB)
+# Plain bytes of a first trial, where blocks of text are complete, and of others, for a disk's beginning.
+# They refuse an encoder only where its first block is complete, too: gzip's and zlib's have at most
+# 32,768 symbols, taken to have 24 bits each, and of 258 bytes at most (RFC 1951, 3.2.5).
+_STEPS = (320 * KIB, 3 * MIB, 9 * MIB)
+_BLOCK_PACKED, _BLOCK_PLAIN = 96 * KIB, 9 * MIB
 # Bytes: more than the longest block, which is libdeflate's of some 300,000 plain bytes.
 _MAX_BLOCK = 512 * KIB
 _NG_PIECED = (1, 5, 6)
@@ -150,13 +153,14 @@ class Deflate:
         """The right encoder agrees up to the end of its last complete block, neighbours for some
         blocks: a hit on a prefix agrees for 64 bytes and half as long as the longest. Most are
         refused by the first 320 KiB, and are not tried with more once others are left; all are
-        where a prefix is larger than any block.
+        where a prefix is larger than any block, and none where one may be longer than the prefix.
         """
         left = likeliest(hints)
         for size in _STEPS:
-            if size < len(plain):
+            made = len(zlib.compress(plain[:size], 1)) if size < len(plain) else 0
+            if made and (made >= _BLOCK_PACKED or size >= _BLOCK_PLAIN):
                 some = [one for one in left if _agreed(one, plain[:size], packed, run) >= MIN_AGREED]
-                if not some and len(zlib.compress(plain[:size], 1)) >= _MAX_BLOCK:
+                if not some and made >= _MAX_BLOCK:
                     return []
                 left = some or left
         if whole:

@@ -68,7 +68,7 @@ def ng_member(level: int, piece: int) -> bytes:
 def only_member(data: bytes) -> tuple[bytes, bytes, dict[str, int]]:
     """The plain bytes of a file's only member, its deflate data, and its hints."""
     plain = bytearray()
-    layout = gzip.unpack(BytesReader(data), 32 * MIB, plain.extend)
+    layout = gzip.unpack(BytesReader(data), 64 * MIB, plain.extend)
     (part,) = layout.parts
     assert part.at + part.packed + 8 == len(data)
     return bytes(plain), data[part.at : -8], dict(part.hints)
@@ -217,6 +217,15 @@ def test_zeros_are_recovered() -> None:
     data = made("gzip", "-nc9", given=bytes(20 * MIB))
     name, params = recovered(data)
     assert ("deflate.gzip", 0) == (name, params["rsyncable"])  # noqa: SIM300
+
+
+@pytest.mark.parametrize("level", [1, 6])
+def test_the_beginning_of_a_disk_does_not_mislead(level: int) -> None:
+    """Where there is little in 3 MiB, zlib has ended a block that agrees with gzip's, and gzip has
+    ended none: more is looked at before gzip is refused."""
+    disk = DICE.randbytes(200) + bytes(2 * MIB) + DICE.randbytes(6000) + bytes(38 * MIB)
+    params = {"level": level, "rsyncable": 0}
+    assert ("deflate.gzip", params) == recovered(made("gzip", "-nc", f"-{level}", given=disk))
 
 
 def test_options_of_the_environment_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
