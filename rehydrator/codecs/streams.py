@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from rehydrator.codecs import zstd_streams
 from rehydrator.codecs.bzip2_streams import BZIP2
 from rehydrator.codecs.deflate_streams import DEFLATE
 from rehydrator.codecs.lzma2_streams import LZMA2
@@ -44,6 +45,7 @@ __all__ = [
     "find",
     "first_difference",
     "memory",
+    "of_sample",
     "prove",
     "version",
 ]
@@ -125,6 +127,17 @@ def version(codec: str, run: Filter | None = None) -> str:
         ToolMissing: it is not installed; names what to install.
     """
     return _codec(codec).version(run)
+
+
+def of_sample(codec: str, params: Mapping[str, int], size: int) -> Params:
+    """The parameters that a known answer of `size` plain bytes is made with.
+
+    Raises:
+        HostileInput: as `encoder`.
+    """
+    found = _codec(codec)
+    fine = found.checked(params)
+    return zstd_streams.of_sample(dict(fine), size) if found in ZSTD.codecs else fine
 
 
 def codecs(family: str) -> tuple[str, ...]:

@@ -131,6 +131,13 @@ def params(
     )
 
 
+def of_sample(params: Mapping[str, int], size: int) -> Params:
+    """The parameters for another input of `size` bytes: an encoder that is told the size that its
+    input will have writes no other."""
+    known = {"size_mib": size // MIB, "size_rest": size % MIB} if params["content_size"] else {}
+    return checked(LIBZSTD.id, {**params, **known}, _RANGES)
+
+
 class _Zstd:
     """What the library and the program have in common."""
 

@@ -57,6 +57,20 @@ def test_the_end_of_a_zstd_frame(size: int) -> None:
         assert written(hit.params, TEXT[:size]) == data
 
 
+def test_a_sample_has_a_size_of_its_own() -> None:
+    """An encoder that is told a file's size refuses a sample of it, but for its own parameters."""
+    sized, piped = (dict(zstd_streams.params(3, size=size)) for size in (len(TEXT), None))
+    with pytest.raises(HostileInput, match="Src size is incorrect"):
+        written(tuple(sized.items()), TEXT[:200_000])
+    for params in (sized, piped):
+        assert (
+            library.decompress(written(streams.of_sample("zstd.stream", params, 200_000), TEXT[:200_000]))
+            == (TEXT[:200_000])
+        )
+    assert streams.of_sample("bzip2", {"level": 9}, 200_000) == (("level", 9),)
+    assert streams.of_sample("zstd.program", piped, 200_000) == tuple(sorted(piped.items()))
+
+
 def test_a_disk_that_begins_with_zeros() -> None:
     """The first blocks tell nothing; later ones do."""
     plain = bytes(MIB) + TEXT
