@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rehydrator.codecs import streams
-from rehydrator.core.errors import ToolMissing
+from rehydrator.core.errors import Interrupted, RehydratorError
 
 if TYPE_CHECKING:
     from rehydrator.bundle.manifest import Form, Output
@@ -74,7 +74,9 @@ def encoders(bundle: Bundle, form: Form) -> list[dict[str, str]]:
 def _version(bundle: Bundle, codec: str) -> str:
     try:
         return streams.version(codec, bundle.run)
-    except ToolMissing:
+    except Interrupted:
+        raise
+    except RehydratorError:  # not installed, or a program of that name that is another
         return ""
 
 

@@ -20,7 +20,15 @@ from rehydrator.bundle import manifest as manifests
 from rehydrator.bundle.manifest import PackSpace, RecipeSpace
 from rehydrator.codecs import CODECS, streams
 from rehydrator.core.digest import frame_digest
-from rehydrator.core.errors import DigestMismatch, HostileInput, NotInBundle, ToolMissing
+from rehydrator.core.errors import (
+    DigestMismatch,
+    HostileInput,
+    Interrupted,
+    LimitExceeded,
+    NotInBundle,
+    RehydratorError,
+    ToolMissing,
+)
 from rehydrator.core.ops import Copy, Decode, Encode, Offsets, Stream
 from rehydrator.core.pack import CHUNK, DATA, decode_frame, decode_index
 from rehydrator.core.recipe import decode_chunk, output_offsets
@@ -44,6 +52,9 @@ SIGNATURES = "signatures/"
 _SIGNATURE = re.compile(r"signatures/([0-9a-f]{16})\.sig\Z")
 _MAX_SIGNATURE = 4096
 _MAX_SIGNATURES = 64
+
+# No encoder makes twice as many bytes of some, and so many more.
+_MORE = 64 << 10
 
 # Ops of decoded chunks that are held, of all spaces together; each costs 150 to 300 bytes.
 _OPS_HELD = 1 << 18
@@ -343,8 +354,9 @@ class Bundle:
         plain = self.machine.read(answer.space, answer.offset, answer.length)
         made, have = known_answer(answer.codec, dict(answer.params), plain, self.run)
         if made != answer.sha256:
+            what = f"{have} here gives other bytes" if made else have
             raise ToolMissing(
-                f"this image was encoded with {answer.library}, and {have} here gives other bytes; "
+                f"this image was encoded with {answer.library}, and {what}; "
                 f"use the container that the bundle is in, or install {answer.library}"
             )
         self._known.add(number)
@@ -352,19 +364,31 @@ class Bundle:
 
 def known_answer(name: str, params: dict[str, int], plain: bytes, run: Filter | None) -> tuple[str, str]:
     """SHA-256 of what an encoder makes of `plain`, and the library or program that made it; "" and
-    why not, where there is none here."""
+    why not, where there is none here, or one that fails."""
     try:
         if name in CODECS:
             packed = CODECS[name].encode(plain, params)
             return hashlib.sha256(packed).hexdigest(), CODECS[name].version()
-        state = hashlib.sha256()
-        for piece in streams.encoder(name, params, run).encode([plain]):
-            state.update(piece)
-        return state.hexdigest(), streams.version(name, run)
+        encoder = streams.encoder(name, params, run)
     except ImportError:
-        return "", "no such library"
-    except ToolMissing as error:
+        return "", "there is no such library here"
+    try:
+        return _digest_of(encoder.encode([plain]), _MORE + 2 * len(plain)), streams.version(name, run)
+    except (Interrupted, LimitExceeded):
+        raise
+    except RehydratorError as error:
         return "", str(error)
+
+
+def _digest_of(pieces: Iterator[bytes], most: int) -> str:
+    """SHA-256 of bytes that a program may write for ever; of its first ones then."""
+    state = hashlib.sha256()
+    for piece in pieces:
+        state.update(piece[:most])
+        most -= len(piece)
+        if most <= 0:
+            break
+    return state.hexdigest()
 
 
 def read_signed(files: Files) -> bytes:

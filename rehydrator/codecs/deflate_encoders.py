@@ -7,7 +7,6 @@ member. Which codecs there are stands in rehydrator/codecs/deflate_streams.py.
 
 from __future__ import annotations
 
-import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from rehydrator.codecs.stream_encoder import (
     no_package,
     pieces,
     runner,
+    version_of,
 )
 from rehydrator.core.errors import HostileInput, LimitExceeded
 
@@ -148,9 +148,7 @@ class Program:
         return self.takes
 
     def version(self, run: Filter | None) -> str:
-        said = b"".join(runner(run, self.name)((self.name, "--version"), ())).decode(errors="replace")
-        number = re.search(r"\d+(\.\d+)+", said)
-        return f"{self.name} {number[0] if number else 'of no known version'}"
+        return version_of(self.name, run)
 
     def _options(self, params: Mapping[str, int]) -> list[str]:
         return [f"-{params['level']}", *(flag for name, flag in self.flags.items() if params[name])]

@@ -6,6 +6,7 @@ The rooms above use these through rehydrator/codecs/streams.py; families of code
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -138,6 +139,22 @@ def runner(run: Filter | None, program: str) -> Filter:
     if run is None:
         raise ToolMissing(f"{program} is needed to encode a stream, and programs are not run here")
     return run
+
+
+def version_of(program: str, run: Filter | None) -> str:
+    """Name and version of a program: `gzip 1.12`. One that writes for ever is ended.
+
+    Raises:
+        ToolMissing: it is not installed, or programs are not run here.
+    """
+    said, output = b"", runner(run, program)((program, "--version"), ())
+    try:
+        while len(said) < PIECE and (piece := next(output, b"")):
+            said += piece
+    finally:
+        close(output)
+    number = re.search(r"\d+(\.\d+)+", said.decode(errors="replace"))
+    return f"{program} {number[0] if number else 'of no known version'}"
 
 
 def no_package(name: str) -> ToolMissing:

@@ -388,3 +388,16 @@ def test_lzma_is_the_standard_librarys() -> None:
     packed = lzma.compress(b"x", lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 6}])
     params = {"preset": 6, "extreme": 0, "dict_size": 8 * MIB}
     assert packed == encoded("lzma2", params, [b"x"])
+
+
+def test_a_version_is_read_to_no_end() -> None:
+    """A program that says its version for ever is ended, and has none."""
+    written = []
+
+    def endless(argv: Sequence[str], chunks: Iterable[bytes]) -> Iterator[bytes]:
+        while True:
+            written.append(argv)
+            yield bytes(1000)
+
+    assert streams.version("deflate.gzip", endless) == "gzip of no known version"
+    assert len(written) < 100
