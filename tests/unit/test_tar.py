@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rehydrator.core.errors import Unexplained
-from rehydrator.core.ops import Copy, Rules, Stream, StreamRule
-from rehydrator.core.reader import BytesReader
+from rehydrator.core.ops import Copy, Op, Rules, Stream, StreamRule
+from rehydrator.core.reader import BytesReader, WindowReader
 from rehydrator.formats import c_tar as c
 from rehydrator.formats import c_vhd, explain, tar
 from rehydrator.formats.explanation import FILE, GUEST, LAYER, MAX_LAYERS, Unpacked
@@ -138,11 +138,16 @@ def test_gzip_inside() -> None:
     inner = make.member(guest) + make.END
     packed = gzip.compress(inner)
     rule = StreamRule("deflate.zlib", (("level", 9),), LAYER)
-    ops = [Copy(10, FILE, 0), Stream(len(packed) - 18, 0, 0, len(inner)), Copy(8, FILE, len(packed) - 8)]
+    ops: list[Op] = [
+        Copy(10, FILE, 0),
+        Stream(len(packed) - 18, 0, 0, len(inner)),
+        Copy(8, FILE, len(packed) - 8),
+    ]
 
     def unpack(file: Reader) -> Unpacked | None:
         is_packed = file.size >= len(packed) and file.pread(0, len(packed)) == packed
-        return Unpacked("gzip", BytesReader(inner), ops, (rule,), {"gzip -9": "1.12"}) if is_packed else None
+        plain = WindowReader(BytesReader(inner), 0, len(inner))
+        return Unpacked("gzip", plain, ops, (rule,), {"gzip -9": "1.12"}) if is_packed else None
 
     layer = make.member(packed)
     for data, at in ((layer, 512), (make.member(layer + make.END), 1024)):
@@ -160,7 +165,7 @@ def test_gzip_inside() -> None:
 
 def test_layers_have_a_limit() -> None:
     """Layers in layers end somewhere, also where each holds itself."""
-    endless = BytesReader(bytes(7))
+    endless = WindowReader(BytesReader(bytes(7)), 0, 7)
     asked = []
 
     def unpack(file: Reader) -> Unpacked | None:
