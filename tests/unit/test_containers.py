@@ -415,6 +415,15 @@ def test_zip_headers_that_lie() -> None:
     assert "or other bytes are behind it" in refused(data + b"x")
 
 
+def test_zip_members_larger_than_they_say() -> None:
+    """What is inflated beyond the size in the header is not handed on."""
+    data = patched(zipped(bytes(64 * MIB)), 24, struct.pack("<L", MIB))
+    taken: list[int] = []
+    with pytest.raises(Unexplained, match="length or CRC"):
+        containers.read(BytesReader(data), "bomb", 8 * MIB, lambda chunk: taken.append(len(chunk)))
+    assert sum(taken) == MIB
+
+
 def test_errors_keep_their_kind() -> None:
     """What is declined is Unexplained (exit 8), what is too large LimitExceeded (exit 9)."""
     with pytest.raises(Unexplained):
