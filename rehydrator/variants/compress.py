@@ -86,20 +86,6 @@ def compress(
     return Compressed(plain, packed)
 
 
-def keep(source: Path, target: Path) -> Compressed:
-    """Publish `source` without compression: it is renamed.
-
-    Raises:
-        RehydratorError: it is missing, or lies on another file system.
-    """
-    measured = tools.measure(tools.absolute(source))
-    try:
-        source.replace(target)
-    except OSError as error:
-        raise tools.from_system(error, target) from None
-    return Compressed(measured, measured)
-
-
 def _settle(source: Path) -> None:
     """The mode, which zip keeps, is the same for everybody; the time is whole seconds, and not
     zero, of which gzip complains."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rehydrator.core.errors import DigestMismatch, LimitExceeded, RehydratorError, ToolMissing, UsageError
-from rehydrator.variants.compress import COMPRESSORS, Compressed, compress, keep
+from rehydrator.variants.compress import COMPRESSORS, Compressed, compress
 from rehydrator.variants.tools import Measured, measure, measure_output
 from tests.conftest import names_in
 
@@ -129,16 +129,6 @@ def test_no_program(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ToolMissing, match="xz is not installed"):
         measure_output(["xz", "-dc"], 5, source)
     assert names_in(source.parent) == ["disk.raw"]
-
-
-def test_keep(source: Path) -> None:
-    """Without compression the file is renamed and measured."""
-    target = source.with_name("final.raw")
-    same = Measured(len(DATA), hashlib.sha256(DATA).hexdigest())
-    assert keep(source, target) == Compressed(same, same)
-    assert names_in(source.parent) == ["final.raw"]
-    with pytest.raises(RehydratorError, match=r"disk\.raw: No such file"):
-        keep(source, target)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, (1 << 20) + 5])
