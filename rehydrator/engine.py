@@ -529,8 +529,11 @@ def blocks(machine: Machine, space: int, offset: int, length: int, workers: int)
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    except BaseException:
+        # One that is being made may wait for minutes, for a stream that only our caller can end.
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def join(pieces: Iterator[Piece]) -> bytes:

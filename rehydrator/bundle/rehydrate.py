@@ -80,7 +80,9 @@ def produce(
             _check_digest(output, state.hexdigest())
             write(held)
     except BaseException:
-        reader.machine.streams.stop()
+        end_streams()
+        if sink is not None:  # what is only checked is made beside others, which read those streams
+            reader.machine.streams.stop()
         raise
     finally:
         end_streams()

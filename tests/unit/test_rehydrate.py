@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,16 +16,26 @@ import pytest
 from rehydrator.bundle import rehydrate
 from rehydrator.bundle.manifest import Artifact, Form, Manifest, Output, PackSpace, RecipeSpace
 from rehydrator.bundle.reader import Bundle
-from rehydrator.bundle.rehydrate import FileSink, Options, PipeSink, explain_os_error, to_directory, to_pipe
+from rehydrator.bundle.rehydrate import (
+    FileSink,
+    Options,
+    PipeSink,
+    explain_os_error,
+    produce,
+    to_directory,
+    to_pipe,
+)
 from rehydrator.core.digest import sha256_hex
 from rehydrator.core.errors import DigestMismatch, LimitExceeded, RehydratorError
-from rehydrator.core.ops import Copy, Op, Rules, zeros
+from rehydrator.core.ops import Copy, Op, Rules, Stream, StreamRule, zeros
 from rehydrator.core.reader import BytesReader
 from rehydrator.engine import Machine, OpsSpace, ReaderSpace, SpaceReader, Zeros
 from tests.conftest import names_in
 
 if TYPE_CHECKING:
-    from rehydrator.engine import Piece
+    from collections.abc import Iterator
+
+    from rehydrator.engine import Piece, Space
 
 WORDS = bytes(range(256)) * 300
 OPS: list[Op] = [
@@ -125,6 +137,65 @@ def test_interrupted(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         to_directory(BUNDLE, IMAGE, tmp_path, Options(jobs=3), interrupt)
     assert names_in(tmp_path) == []
+
+
+@pytest.fixture
+def endless() -> Iterator[tuple[OneImage, threading.Event]]:
+    """A bundle whose image is a stream of which nothing comes, and what tells that it was begun."""
+    begun, end = threading.Event(), threading.Event()
+
+    class Waiting:
+        size = 4 << 20
+
+        def pieces(self, machine: Machine, offset: int, length: int) -> Iterator[Piece]:
+            begun.set()
+            assert end.wait(30)
+            yield Zeros(length)
+
+    rules = Rules(streams=(StreamRule("deflate.zlib", (("level", 1), ("memlevel", 8)), 0),))
+    bundle = OneImage()
+    spaces: dict[int, Space] = {0: Waiting(), 1: OpsSpace([Stream(len(WHOLE), 0, 0, Waiting.size)])}
+    bundle.machine = Machine(spaces, rules)
+    yield bundle, begun
+    bundle.machine.streams.stop()
+    end.set()
+
+
+def test_an_interrupt_waits_for_no_encoder(endless: tuple[OneImage, threading.Event]) -> None:
+    """Blocks that wait for a stream hold nobody up who does not want them any more."""
+    bundle, begun = endless
+
+    def interrupt() -> None:
+        assert begun.wait(30)
+        time.sleep(0.5)  # blocks wait for it by now
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    before = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        produce(bundle, IMAGE, PipeSink(-1), 2, lambda _: None)
+    assert time.monotonic() - before < 10
+
+
+@pytest.mark.parametrize("sink", [None, PipeSink(os.open(os.devnull, os.O_WRONLY))])
+def test_one_that_is_wrong_beside_others(sink: PipeSink | None) -> None:
+    """The streams of others, who are checked at the same time, go on; where one file is written
+    at a time, an error ends them all."""
+    bundle = OneImage()
+    go_on = threading.Event()
+
+    def make() -> Iterator[bytes]:
+        yield b"a"
+        assert go_on.wait(30)
+        yield b"b"
+
+    streams = bundle.machine.streams
+    assert streams.read("other", 2, make, 0, 1) == b"a"
+    with pytest.raises(DigestMismatch):
+        produce(bundle, WRONG, sink, 1, lambda _: None)
+    go_on.set()
+    held = streams._streams.get("other")
+    assert (held is not None and held.read(1, 1) == b"b") is (sink is None)
 
 
 def test_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
