@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from rehydrator.bundle.manifest import Artifact, Form, Output
+    from rehydrator.bundle.manifest import Artifact, Form, Manifest, Output
     from rehydrator.bundle.reader import Bundle
+    from rehydrator.core.ops import StreamRule
     from rehydrator.engine import Piece
 
 _MAX_WORKERS = 24
@@ -111,23 +112,30 @@ def encoding(bundle: Bundle, outputs: Sequence[Output], jobs: int) -> Encoding:
     manifest = bundle.manifest
     spaces = {each for output in outputs for each in manifest.reach(output.form.space or 0)}
     rules = {manifest.rules.streams[number] for each in spaces for number in manifest.streams_of(each)}
-    most = max((streams.memory(rule.codec, dict(rule.params)) for rule in rules), default=0)
+    most = max((_memory(manifest, rule) for rule in rules), default=0)
     fitting = available_memory() * 3 // 4 // most if most else jobs
     names = sorted({streams.described(rule.codec, dict(rule.params)) for rule in rules})
     return Encoding(most, max(1, min(jobs, fitting)), tuple(names))
 
 
+def _memory(manifest: Manifest, rule: StreamRule) -> int:
+    """What an encoder takes at most: no stream has more plain bytes than the space they are in."""
+    return streams.memory(rule.codec, dict(rule.params), manifest.spaces[rule.input].size)
+
+
 def available_memory() -> int:
     """Bytes that programs may still take on this machine, or in this container."""
-    found = [_first_number(file, word) for file, word in _MEMORY_FACTS]
-    total, limit, used = found
-    return min(each for each in (total, limit - used if limit else 0, 1 << 60) if each > 0)
+    total, limit, used, cached = (_first_number(file, word) for file, word in _MEMORY_FACTS)
+    # Pages of files that were read count as used until somebody needs the room.
+    left = max(limit - max(used - cached, 0), 1) if limit else 0
+    return min((each for each in (total, left) if each), default=1 << 60)
 
 
 _MEMORY_FACTS = (
     ("/proc/meminfo", "MemAvailable:"),
     ("/sys/fs/cgroup/memory.max", ""),
     ("/sys/fs/cgroup/memory.current", ""),
+    ("/sys/fs/cgroup/memory.stat", "inactive_file "),
 )
 
 
