@@ -87,7 +87,7 @@ class Recovery:
         earlier ones; `run` runs the programs whose encoders no library has."""
         self._pool, self._run = pool, run
         self._lock = threading.Lock()
-        self._first: dict[bytes, Future[list[Guess]]] = {}
+        self._first: dict[tuple[bytes, Params], Future[list[Guess]]] = {}
         self._proofs: dict[tuple[bytes, Guess], Future[bool]] = {}
         self._gate = _Gate(available_memory() * 3 // 4)
 
@@ -109,13 +109,15 @@ class Recovery:
         return Running(layout, found, self._run)
 
     def _likely(self, search: _Search) -> Future[list[Guess]]:
-        """What a file's first part says of the others; equal ones are looked at once."""
+        """What a file's first part says of the others; equal ones, of which headers say the same,
+        are looked at once."""
+        key = search.digest, tuple(sorted(search.part.hints.items()))
         with self._lock:
-            if search.digest not in self._first:
-                self._first[search.digest] = self._pool.submit(
+            if key not in self._first:
+                self._first[key] = self._pool.submit(
                     lambda: list(islice(self._guesses(*search[:3]), _MOST_LIKELY))
                 )
-            return self._first[search.digest]
+            return self._first[key]
 
     def _find(
         self, search: _Search, likely: Future[list[Guess]], before: Sequence[Future[Guess | None]]

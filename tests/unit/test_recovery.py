@@ -166,3 +166,15 @@ def test_room_for_encoders() -> None:
         assert order == ["small"]
     waiting.join(30)
     assert order == ["small", "large"]
+
+
+def test_headers_that_differ(pool: ThreadPoolExecutor) -> None:
+    """Of two files with the same deflate data each gets what its own header makes likely, whichever
+    is looked at first: that varies with threads."""
+    best = gzip.compress(text(3000), 9, mtime=0)
+    unsaid = best[:8] + bytes(1) + best[9:]
+    found = recover(pool, best, unsaid)
+    assert [each.streams for each in reversed(recover(pool, unsaid, best))] == [
+        each.streams for each in found
+    ]
+    assert [dict(rule.params)["level"] for each in found for rule in each.streams] == [9, 6]
