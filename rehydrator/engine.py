@@ -17,6 +17,7 @@ from array import array
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -33,6 +34,7 @@ from rehydrator.streaming import MemorySpool, Remade, Streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from rehydrator.codecs.streams import Filter
     from rehydrator.core.ops import (
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
         StreamRule,
     )
     from rehydrator.core.reader import Reader
+    from rehydrator.streaming import Room
 
 T = TypeVar("T")
 
@@ -160,9 +163,11 @@ class Machine:
         cache: Cache | None = None,
         run: Filter | None = None,
         made: Streams | None = None,
+        room: Room | None = None,
     ) -> None:
-        """`run` runs the programs that some streams need; `made` keeps what was encoded."""
-        self.spaces, self.rules, self._run = spaces, rules, run
+        """`run` runs the programs that some streams need; `made` keeps what was encoded; `room` is
+        what encoders wait for, if they do."""
+        self.spaces, self.rules, self._run, self._room = spaces, rules, run, room
         self.cache = cache or Cache(DEFAULT_CACHE)
         self.streams = made or Streams(MemorySpool)
         self._remade = Remade(made.spool) if made else None
@@ -306,17 +311,25 @@ class Machine:
 
     def _whole(self, rule: StreamRule, op: Stream) -> bytes:
         made = bytearray()
-        for piece in self._encoder(rule).encode([self.read(rule.input, op.offset, op.plain)]):
-            made += piece
-            if len(made) > op.length:
-                break
+        plain = self.read(rule.input, op.offset, op.plain)
+        with self._taken(rule, op):
+            for piece in self._encoder(rule).encode([plain]):
+                made += piece
+                if len(made) > op.length:
+                    break
         if len(made) != op.length:
             raise HostileInput(f"{op.plain} bytes do not encode to exactly {op.length} by {rule.codec}")
         return bytes(made)
 
     def _encoded(self, rule: StreamRule, op: Stream) -> Iterator[bytes]:
-        fed = (join(iter(pieces)) for pieces in blocks(self, rule.input, op.offset, op.plain, _FEEDERS))
-        return self._encoder(rule).encode(fed)
+        with self._taken(rule, op):
+            fed = (join(iter(pieces)) for pieces in blocks(self, rule.input, op.offset, op.plain, _FEEDERS))
+            yield from self._encoder(rule).encode(fed)
+
+    def _taken(self, rule: StreamRule, op: Stream) -> AbstractContextManager[None]:
+        """The memory of an encoder, while it runs."""
+        memory = streams.memory(rule.codec, dict(rule.params), op.plain)
+        return self._room.take(rule.input, memory) if self._room else nullcontext()
 
     def _encoder(self, rule: StreamRule) -> streams.Encoder:
         return streams.encoder(rule.codec, dict(rule.params), self._run)

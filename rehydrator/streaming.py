@@ -3,6 +3,7 @@ and spooled, so that whoever asks for bytes of it waits only until they are ther
 
     read      bytes of a stream; starts it where nobody has
     ahead     start streams before they are asked for, a bounded number at a time
+    Room      memory for encoders, which wait for it
 
 What was spooled stays until the spools together are above a limit: siblings in one release
 share most of their `.xz` blocks.
@@ -12,13 +13,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from rehydrator.core.errors import HostileInput, Interrupted, LimitExceeded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
 DEFAULT_SPOOLED = 4 << 30
 
@@ -28,8 +30,52 @@ _REMADE = 1 << 16
 # Each has a file of its own.
 _MOST_HELD = 256
 
+# Encoders that run at once, whatever little they need: each has threads of its own.
+_MOST_RUNNING = 64
+
 # A stream that nobody reads for so long does not exist; a reader looks up this often.
 _WAKE = 1.0
+
+
+class Gate:
+    """Room for encoders' memory, in bytes; one that needs more than there is runs alone."""
+
+    def __init__(self, room: int, most: int = _MOST_RUNNING) -> None:
+        self._room, self._most = room, most
+        self._taken = self._running = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def room(self, memory: int) -> Iterator[None]:
+        """So much memory, as soon as it is there."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._fits(memory))
+            self._taken += memory
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= memory
+                self._running -= 1
+                self._changed.notify_all()
+
+    def _fits(self, memory: int) -> bool:
+        return not self._running or (self._taken + memory <= self._room and self._running < self._most)
+
+
+class Room:
+    """Room for the encoders of one machine. `depths` says how many spaces each stands on, one above
+    the other: an encoder may wait for others, whose input is of a smaller depth than its own. So
+    each depth has a gate of its own, and nobody waits for room that he takes himself."""
+
+    def __init__(self, memory: int, depths: Sequence[int]) -> None:
+        self._depths = depths
+        self._gates = {depth: Gate(memory) for depth in set(depths)}
+
+    def take(self, space: int, memory: int) -> AbstractContextManager[None]:
+        """Room for an encoder whose input is `space`."""
+        return self._gates[self._depths[space]].room(memory)
 
 
 class Spool(Protocol):
@@ -78,7 +124,10 @@ class Stream:
 
     def start(self) -> None:
         """Begin to encode."""
-        threading.Thread(target=self._run, daemon=True).start()
+        try:
+            threading.Thread(target=self._run, daemon=True).start()
+        except RuntimeError as error:
+            self._end(LimitExceeded(f"no thread for an encoder: {error}; fewer at a time: --jobs"))
 
     def stop(self) -> None:
         """No more bytes are wanted."""
@@ -98,11 +147,14 @@ class Stream:
         try:
             self._encode()
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever reads
-            self._error = error
-        finally:
-            with self._grown:
-                self.done = True
-                self._grown.notify_all()
+            self._end(error)
+        else:
+            self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        with self._grown:
+            self._error, self.done = error, True
+            self._grown.notify_all()
 
     def _encode(self) -> None:
         pieces = self._make()

@@ -211,6 +211,14 @@ class Manifest:
         each = self.spaces[space]
         return each.streams if isinstance(each, RecipeSpace) else ()
 
+    def depths(self) -> list[int]:
+        """How many spaces each stands on, one above the other, itself included."""
+        depths: list[int] = []
+        for space in self.spaces:
+            inputs = space.inputs if isinstance(space, RecipeSpace) else ()
+            depths.append(1 + max((depths[each] for each in inputs), default=0))
+        return depths
+
     def reach(self, space: int) -> set[int]:
         """The spaces that `space` stands on, itself included."""
         seen, left = set(), [space]
@@ -678,16 +686,14 @@ def _check_packs(manifest: Manifest) -> None:
 
 
 def _check_spaces(manifest: Manifest) -> None:
-    depths: list[int] = []
     for number, space in enumerate(manifest.spaces):
         if space.pack >= len(manifest.packs):
             raise HostileInput(f"{MANIFEST}: space {number} names pack {space.pack}, which does not exist")
         inputs = space.inputs if isinstance(space, RecipeSpace) else ()
         if any(each >= number for each in inputs):
             raise HostileInput(f"{MANIFEST}: space {number} stands on one that is not below it")
-        depths.append(1 + max((depths[each] for each in inputs), default=0))
-        if depths[-1] > MAX_DEPTH:
-            raise HostileInput(f"{MANIFEST}: spaces stand more than {MAX_DEPTH} deep")
+    if max(manifest.depths(), default=0) > MAX_DEPTH:
+        raise HostileInput(f"{MANIFEST}: spaces stand more than {MAX_DEPTH} deep")
 
 
 def _check_rules(manifest: Manifest) -> None:

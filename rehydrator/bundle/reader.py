@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from rehydrator.bundle import manifest as manifests
 from rehydrator.bundle.manifest import PackSpace, RecipeSpace
+from rehydrator.bundle.rehydrate import available_memory
 from rehydrator.codecs import CODECS, streams
 from rehydrator.core.digest import frame_digest
 from rehydrator.core.errors import (
@@ -34,7 +35,7 @@ from rehydrator.core.pack import CHUNK, DATA, decode_frame, decode_index
 from rehydrator.core.recipe import decode_chunk, output_offsets
 from rehydrator.engine import DEFAULT_CACHE, Cache, Machine, run_ops, view
 from rehydrator.store.spool import Spool
-from rehydrator.streaming import Streams
+from rehydrator.streaming import Room, Streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -277,8 +278,9 @@ class Bundle:
         self._held = HeldChunks()
         spaces = {number: self._space(number) for number in range(len(self.manifest.spaces))}
         made = Streams(lambda: Spool(spools))
+        room = Room(available_memory() * 3 // 4, self.manifest.depths())
         self.run = run
-        self.machine = Machine(spaces, self.manifest.rules, Cache(cache), run, made)
+        self.machine = Machine(spaces, self.manifest.rules, Cache(cache), run, made, room)
         self._known: set[int] = set()
 
     def signatures(self) -> dict[str, bytes]:

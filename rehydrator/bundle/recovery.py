@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +19,7 @@ from rehydrator.codecs import lzma2, streams
 from rehydrator.core.errors import LimitExceeded
 from rehydrator.core.ops import Copy, Stream, StreamRule
 from rehydrator.formats.explanation import FILE, LAYER, append
+from rehydrator.streaming import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -89,7 +89,7 @@ class Recovery:
         self._lock = threading.Lock()
         self._first: dict[tuple[bytes, Params], Future[list[Guess]]] = {}
         self._proofs: dict[tuple[bytes, Guess], Future[bool]] = {}
-        self._gate = _Gate(available_memory() * 3 // 4)
+        self._gate = Gate(available_memory() * 3 // 4)
 
     def begin(self, file: Reader, layout: Layout, plain: Reader) -> Running:
         """Start to look for the encoders of a file; `plain` is what it holds."""
@@ -207,26 +207,6 @@ class Running:
             for rule in rules
         }
         return Recovered(ops, tuple(rules), digests, reproduced, kept, encoders)
-
-
-class _Gate:
-    """Room for encoders' memory, in bytes; one that needs more than there is runs alone."""
-
-    def __init__(self, room: int) -> None:
-        self._room, self._taken = room, 0
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def room(self, memory: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._taken or self._taken + memory <= self._room)
-            self._taken += memory
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._taken -= memory
-                self._changed.notify_all()
 
 
 def digest_of(file: Reader, part: Part) -> bytes:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,6 +33,7 @@ from rehydrator.core.ops import (
 from rehydrator.core.reader import BytesReader
 from rehydrator.core.recipe import decode_chunk, encode_chunk
 from rehydrator.engine import Machine, OpsSpace, ReaderSpace
+from rehydrator.streaming import Room
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -251,3 +255,52 @@ def test_streams_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     end()
     assert made == b"".join(plain_bytes()[k : MIB + 2 * k] for k in range(1, 4))
     assert counting.calls == 3
+
+
+class Slow(Counting):
+    """The same, and how many did it at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock, self.running, self.most = threading.Lock(), 0, 0
+
+    def encode(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        with self.lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+        time.sleep(0.01)
+        yield from chunks
+        with self.lock:
+            self.running -= 1
+
+
+@pytest.mark.parametrize("plain", [1000, MIB + 1])
+def test_encoders_wait_for_memory(monkeypatch: pytest.MonkeyPatch, plain: int) -> None:
+    """Of streams that are read at once, no more are encoded than memory is there for; also where
+    a few bytes of each are asked for, and whoever reads goes on to the next."""
+    slow = Slow()
+    monkeypatch.setattr(streams, "encoder", lambda *_: slow)
+    ops: list[Op] = [Stream(plain, 0, k, plain) for k in range(12)]
+    spaces = {0: plain_space(), 1: OpsSpace(ops), 2: OpsSpace([Copy(1, 1, k * plain) for k in range(12)])}
+    under_test = Machine(spaces, STREAM_RULES, room=Room(2, [1, 2, 3]))
+    with ThreadPoolExecutor(4) as pool:
+        read = [pool.submit(under_test.read, 2, k, 12 - k) for k in range(0, 12, 3)]
+    whole = bytes(plain_bytes()[k] for k in range(12))
+    assert [each.result() for each in read] == [whole[k:] for k in range(0, 12, 3)]
+    assert slow.most == 1
+
+
+def test_streams_of_streams_find_room() -> None:
+    """One encoder that waits for another does not keep it from beginning, however little room
+    there is."""
+    inner = deflated(plain_bytes())
+    large = 3 * MIB
+    assert len(inner) < large
+    made = deflated(inner + bytes(large - len(inner)))
+    rules = Rules(streams=(*STREAM_RULES.streams, StreamRule("deflate.zlib", DEFLATE, 1)))
+    spaces = {
+        0: plain_space(),
+        1: OpsSpace([Stream(len(inner), 0, 0, LARGE), zeros(large - len(inner))]),
+        2: OpsSpace([Stream(len(made), 2, 0, large)]),
+    }
+    assert made == Machine(spaces, rules, room=Room(1, [1, 2, 3])).read(2, 0, len(made))

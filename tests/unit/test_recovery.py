@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rehydrator.bundle import recovery
-from rehydrator.bundle.recovery import Recovery, _Gate
+from rehydrator.bundle.recovery import Recovery
 from rehydrator.codecs import streams
 from rehydrator.core.ops import Copy, Stream
 from rehydrator.core.reader import BytesReader
 from rehydrator.formats import containers
 from rehydrator.formats.explanation import FILE
+from rehydrator.streaming import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,7 +154,7 @@ def test_a_dictionary_that_the_header_rounds_up(pool: ThreadPoolExecutor) -> Non
 
 def test_room_for_encoders() -> None:
     """What does not fit waits; what is larger than all there is runs alone."""
-    gate, order = _Gate(10), []
+    gate, order = Gate(10), []
 
     def work(name: str, memory: int) -> None:
         with gate.room(memory):

@@ -9,7 +9,7 @@ import pytest
 
 from rehydrator.core.errors import HostileInput, Interrupted, LimitExceeded
 from rehydrator.store.spool import Spool
-from rehydrator.streaming import _MOST_HELD, MemorySpool, Streams
+from rehydrator.streaming import _MOST_HELD, Gate, MemorySpool, Streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -152,6 +152,40 @@ def test_few_files_are_open() -> None:
     for number in range(600):
         assert streams.read(number, len(BYTES), give, 5, 3) == BYTES[5:8]
     assert len(streams._streams) <= _MOST_HELD + 1
+
+
+def test_no_thread_for_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has no more threads, every reader is told, and none waits for ever."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    streams = Streams(MemorySpool)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for _ in range(2):
+        with pytest.raises(LimitExceeded, match="--jobs"):
+            streams.read("one", len(BYTES), give, 0, 1)
+
+
+def test_few_encoders_at_once() -> None:
+    """However little memory they need, only so many run at a time."""
+    gate, entered = Gate(1 << 60, most=2), threading.Semaphore(0)
+    leave = threading.Event()
+
+    def run() -> None:
+        with gate.room(1):
+            entered.release()
+            assert leave.wait(30)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert [entered.acquire(timeout=30), entered.acquire(timeout=30)] == [True, True]
+    assert not entered.acquire(timeout=0.2)
+    leave.set()
+    assert entered.acquire(timeout=30)
+    for thread in threads:
+        thread.join(30)
 
 
 @pytest.mark.parametrize("count", [1, 9])
