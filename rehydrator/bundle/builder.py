@@ -38,7 +38,7 @@ from rehydrator.metadata.stream import Described, Published
 from rehydrator.store.files import FileReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from rehydrator.bundle.intake import Source
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from rehydrator.codecs.streams import Filter
     from rehydrator.core.reader import Reader
     from rehydrator.formats.explanation import Explanation
+    from rehydrator.formats.streams import Layout
 
 
 AUTO, ALWAYS, NEVER = "auto", "always", "never"
@@ -294,7 +295,7 @@ class Builder:
     def _explain(self, source: Source, pool: Executor, unpacker: _Unpacker) -> _Disk:
         file = FileReader(source.image)
         try:
-            explanation = explain(file, pool.map, unpacker)
+            explanation = explain(file, pool.map, unpacker.within(source.name))
             check_prediction(explanation, file)
             return _Disk(source, file, explanation)
         except Unexplained as error:
@@ -411,7 +412,7 @@ class Builder:
         if missing < _WORTH_UNPACKING:
             return
         try:
-            found = explain_initramfs(disk.file, unpacker)
+            found = explain_initramfs(disk.file, unpacker.within(disk.source.name))
         except Unexplained as error:
             disk.tried.append({"rung": "archives", "why": str(error)})
             return
@@ -598,17 +599,33 @@ class _Unpacker:
         self._files: list[FileReader] = []
         self._count = 0
 
-    def __call__(self, file: Reader) -> Unpacked | None:
-        container = containers.recognise(file)
-        if not container:
-            return None
+    def within(self, name: str) -> Callable[[Reader], Unpacked | None]:
+        """What takes the file called `name` apart. All that is compressed in it comes to no more
+        than one image may have."""
+        left = self._limit
+
+        def unpack(file: Reader) -> Unpacked | None:
+            nonlocal left
+            container = containers.recognise(file)
+            if not container:
+                return None
+            plain, layout = self._unpack(file, f"{name}, {container} in it", left)
+            left -= plain.size
+            return self._recovered(container, file, plain, layout)
+
+        return unpack
+
+    def _unpack(self, file: Reader, name: str, limit: int) -> tuple[FileReader, Layout]:
         with self._lock:
             self._count += 1
             target = self._directory / f".layer-{self._count}"
-        _, layout = intake.unpack(file, container, target, self._limit)
+        _, layout = intake.unpack(file, name, target, limit)
         plain = FileReader(target)
         with self._lock:
             self._files.append(plain)
+        return plain, layout
+
+    def _recovered(self, container: str, file: Reader, plain: FileReader, layout: Layout) -> Unpacked:
         found = self._recovery.begin(file, layout, plain).result()
         if found.kept > _FEW_BYTES and found.kept > found.reproduced * _FEW_PERCENT // 100:
             raise Unexplained(f"no encoder here gives the bytes of its {container}")

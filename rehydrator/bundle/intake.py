@@ -111,10 +111,15 @@ def _without_companions(files: Sequence[Path], note: Callable[[str], None]) -> l
     here = {path.name for path in whole}
     kept = []
     for path in whole:
-        if not path.name.endswith(SIGNATURE_SUFFIX):
+        signed = path.name.removesuffix(SIGNATURE_SUFFIX)
+        if signed == path.name:
             kept.append(path)
-        elif path.name.removesuffix(SIGNATURE_SUFFIX) not in here:
+        elif signed not in here:
             note(f"{path.name}: a signature of a file that is not here, left out")
+        elif signed.endswith(SIGNATURE_SUFFIX):
+            note(f"{path.name}: a signature of a signature, left out")
+        elif not path.stat().st_size:
+            note(f"{path.name}: an empty file is no signature, left out")
     return kept
 
 
@@ -296,7 +301,7 @@ def unpack(file: Reader, name: str, target: Path, limit: int) -> tuple[Measured,
         try:
             layout = containers.read(file, name, limit, take)
         except HostileInput as error:
-            raise HostileInput(f"{error}; damaged or cut short: fetch it again") from None
+            raise HostileInput(f"{error}; if it is damaged or cut short, fetch it again") from None
         except LimitExceeded as error:
             raise LimitExceeded(f"{error} (--max-image-size)") from None
         put(bytes(held))
