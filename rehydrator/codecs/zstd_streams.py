@@ -20,7 +20,6 @@ sid, and the library 1.5.7 of backports.zstd):
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -39,6 +38,7 @@ from rehydrator.codecs.stream_encoder import (
     cut,
     pieces,
     runner,
+    version_of,
 )
 from rehydrator.core.errors import HostileInput, Interrupted, LimitExceeded, RehydratorError, ToolMissing
 
@@ -218,9 +218,7 @@ class Program(_Zstd):
         return " ".join(("zstd", *_options(params)))
 
     def version(self, run: Filter | None) -> str:
-        said = b"".join(runner(run, "zstd")(("zstd", "--version"), ())).decode(errors="replace")
-        number = re.search(r"\d+(\.\d+)+", said)
-        return f"zstd {number[0] if number else 'of no known version'} (program)"
+        return f"{version_of('zstd', run)} (program)"
 
 
 LIBZSTD: Final = Libzstd()
