@@ -373,11 +373,10 @@ def _check_name(path: Path) -> None:
 def _check_claims(files: Sequence[Path]) -> None:
     claims: dict[str, Path] = {}
     for path in files:
-        other = claims.setdefault(image_name(path.name), path)
-        if other != path:
-            raise HostileInput(
-                f"{other.name} and {path.name} both claim the name {image_name(path.name)}; remove one"
-            )
+        for name in (image_name(path.name), path.name, path.name + SIGNATURE_SUFFIX):
+            other = claims.setdefault(name, path)
+            if other != path:
+                raise HostileInput(f"{other.name} and {path.name} both claim the name {name}; remove one")
 
 
 def _name(item: Published | None, parsed: Named, arch: str) -> Named:

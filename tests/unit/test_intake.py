@@ -171,6 +171,16 @@ def test_companions(tmp_path: Path) -> None:
         intake.list_files(tmp_path, notes.append)
 
 
+@pytest.mark.parametrize("other", ["a.raw", "a.raw.gz", "a.raw.xz.gz", "a.raw.xz.sig.gz"])
+def test_names_that_two_files_claim(tmp_path: Path, other: str) -> None:
+    """A file's own name, that of the image in it, and that of its signature are its alone: what
+    else was to come out under one of them is refused at the beginning."""
+    for name in ("a.raw.xz", other):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(HostileInput, match="both claim the name"):
+        intake.list_files(tmp_path, print)
+
+
 def test_signatures(tmp_path: Path) -> None:
     """The signature beside a file is taken with it; what is too large for one is refused, and a
     link to somewhere is none."""
