@@ -371,7 +371,7 @@ def known_answer(name: str, params: dict[str, int], plain: bytes, run: Filter | 
         if name in CODECS:
             packed = CODECS[name].encode(plain, params)
             return hashlib.sha256(packed).hexdigest(), CODECS[name].version()
-        encoder = streams.encoder(name, params, run)
+        encoder = streams.encoder(name, dict(streams.of_sample(name, params, len(plain))), run)
     except ImportError:
         return "", "there is no such library here"
     try:

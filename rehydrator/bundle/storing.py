@@ -19,6 +19,7 @@ from rehydrator.bundle.recovery import digest_of
 from rehydrator.bundle.residue import Residue
 from rehydrator.bundle.survey import PAGE, nonzero_pages
 from rehydrator.codecs import codec
+from rehydrator.core.errors import ToolMissing
 from rehydrator.core.ops import Copy, Encode, Offsets, Rules, Stream, is_zeros, zeros
 from rehydrator.core.reader import WindowReader
 from rehydrator.delta import PageIndex
@@ -266,6 +267,8 @@ class Storage:
     def _known_answer(self, encoder: tuple[str, Params], sample: _Sample) -> KnownAnswer:
         name, params = encoder
         digest, library = known_answer(name, dict(params), sample.plain, self._run)
+        if not digest:
+            raise ToolMissing(f"an encoder that gave a file's bytes before gives none now: {library}")
         return KnownAnswer(name, params, library, sample.space, sample.offset, len(sample.plain), digest)
 
     def _writer(self, frame_size: int | None = None) -> PackWriter:
