@@ -29,7 +29,7 @@ from rehydrator.bundle.storing import Beside, Storage
 from rehydrator.bundle.survey import SIBLING_SHARE, Survey, survey
 from rehydrator.core.digest import sha256_hex
 from rehydrator.core.errors import HostileInput, NotInBundle, Unexplained, UsageError
-from rehydrator.formats import containers, explain
+from rehydrator.formats import containers, explain, recognise
 from rehydrator.formats.explanation import Unpacked
 from rehydrator.formats.layered import explain_initramfs
 from rehydrator.metadata import stream as streams
@@ -286,7 +286,6 @@ class Builder:
                     self._reporter.advance(disk.source.measured.data, disk.source.name)
             yield disks
         finally:
-            unpacker.close()
             for disk in disks:
                 disk.file.close()
                 if disk.packed:
@@ -295,7 +294,7 @@ class Builder:
     def _explain(self, source: Source, pool: Executor, unpacker: _Unpacker) -> _Disk:
         file = FileReader(source.image)
         try:
-            explanation = explain(file, pool.map, unpacker.within(source.name))
+            explanation = explain(file, pool.map, unpacker.within(source.name, disks=True))
             check_prediction(explanation, file)
             return _Disk(source, file, explanation)
         except Unexplained as error:
@@ -412,7 +411,7 @@ class Builder:
         if missing < _WORTH_UNPACKING:
             return
         try:
-            found = explain_initramfs(disk.file, unpacker.within(disk.source.name))
+            found = explain_initramfs(disk.file, unpacker.within(disk.source.name, disks=False))
         except Unexplained as error:
             disk.tried.append({"rung": "archives", "why": str(error)})
             return
@@ -596,12 +595,12 @@ class _Unpacker:
         self._directory, self._limit = options.work / "images", options.max_image_size
         self._recovery = recovery
         self._lock = threading.Lock()
-        self._files: list[FileReader] = []
         self._count = 0
 
-    def within(self, name: str) -> Callable[[Reader], Unpacked | None]:
+    def within(self, name: str, *, disks: bool) -> Callable[[Reader], Unpacked | None]:
         """What takes the file called `name` apart. All that is compressed in it comes to no more
-        than one image may have."""
+        than one image may have. Where only `disks` are of use, no encoder is looked for around
+        anything else: a tar may hold thousands of compressed manual pages."""
         left = self._limit
 
         def unpack(file: Reader) -> Unpacked | None:
@@ -611,6 +610,8 @@ class _Unpacker:
                 return None
             plain, layout = self._unpack(file, f"{name}, {container} in it", left)
             left -= plain.size
+            if disks and not (recognise(plain) or containers.recognise(plain)):
+                return None
             return self._recovered(container, file, plain, layout)
 
         return unpack
@@ -621,8 +622,7 @@ class _Unpacker:
             target = self._directory / f".layer-{self._count}"
         _, layout = intake.unpack(file, name, target, limit)
         plain = FileReader(target)
-        with self._lock:
-            self._files.append(plain)
+        target.unlink()  # it takes room and a descriptor for as long as somebody reads it
         return plain, layout
 
     def _recovered(self, container: str, file: Reader, plain: FileReader, layout: Layout) -> Unpacked:
@@ -630,11 +630,6 @@ class _Unpacker:
         if found.kept > _FEW_BYTES and found.kept > found.reproduced * _FEW_PERCENT // 100:
             raise Unexplained(f"no encoder here gives the bytes of its {container}")
         return Unpacked(container, plain, found.ops, found.streams, found.encoders)
-
-    def close(self) -> None:
-        """Close what was unpacked."""
-        for file in self._files:
-            file.close()
 
 
 def _stored(disk: _Disk, storage: Storage, beside: Beside, *, scattered: bool = False) -> Stored:
