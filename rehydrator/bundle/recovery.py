@@ -125,7 +125,10 @@ class Recovery:
         if before and not any(each.result() for each in before):
             return None
         tried: set[Guess] = set()
-        for guesses in (iter(likely.result()), self._guesses(*search[:3])):
+        # An encoder that is told the size of its input is told this part's.
+        size = search.part.plain
+        fitting = [(codec, streams.of_sample(codec, dict(found), size)) for codec, found in likely.result()]
+        for guesses in (iter(fitting), self._guesses(*search[:3])):
             for guess in guesses:
                 if guess not in tried and self._proves(guess, search):
                     return guess

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+from backports import zstd
 
 from rehydrator.bundle import recovery
 from rehydrator.bundle.recovery import Recovery
@@ -90,6 +91,15 @@ def test_members_of_several_encoders(pool: ThreadPoolExecutor) -> None:
     assert len(found.streams) == 2
     assert found.kept == len(members[1]) - 18
     assert made_of(found, packed, b"".join(plains)) == packed
+
+
+def test_frames_that_state_their_sizes(pool: ThreadPoolExecutor) -> None:
+    """What is found of one frame fits the others, each with its own size."""
+    plains = [text(size) for size in (1000, 90_000, 50_000)]
+    packed = b"".join(zstd.compress(plain, 5) for plain in plains)
+    [found] = recover(pool, packed)
+    assert [dict(rule.params)["size_rest"] for rule in found.streams] == [1000, 90_000, 50_000]
+    assert (found.kept, made_of(found, packed, b"".join(plains))) == (0, packed)
 
 
 def test_equal_parts_are_proven_once(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
