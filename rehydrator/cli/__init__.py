@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -129,11 +130,15 @@ def fail(error: RehydratorError, as_json: bool) -> int:
 def program() -> NoReturn:
     """The console script."""
     code = main()
-    if code == Interrupted.exit_code:
-        # Threads may be in the middle of seconds of compression; nobody waits for them.
+    if code:
+        # Threads may be in the middle of minutes of encoding; nobody waits for them.
+        from rehydrator import host
+
+        host.stop_all()
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
+            with suppress(OSError):
+                if stream is not None:
+                    stream.flush()
         os._exit(code)
     sys.exit(code)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -72,3 +73,25 @@ def test_waiting_is_interrupted() -> None:
     """The frame in which a thread waits for another is no place to put an interrupt off."""
     with pytest.raises(KeyboardInterrupt):
         interrupted_in(threading.__file__, "wait")()
+
+
+@pytest.mark.parametrize("code", [0, 9, 130])
+def test_who_failed_waits_for_no_thread(code: int) -> None:
+    """After an error, threads that work and programs that run hold nobody up."""
+    text = (
+        "import sys, threading, time\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from rehydrator import cli, host\n"
+        "seconds = 0 if sys.argv[1] == '0' else 60\n"
+        "pool = ThreadPoolExecutor(2)\n"
+        "pool.submit(time.sleep, seconds)\n"
+        "pool.submit(host.run, ['sleep', str(seconds)], 99)\n"
+        "time.sleep(0.5)\n"
+        "print('said', end='')\n"
+        "cli.main = lambda: int(sys.argv[1])\n"
+        "cli.program()\n"
+    )
+    started = time.monotonic()
+    ran = subprocess.run([sys.executable, "-c", text, str(code)], capture_output=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (code, b"said", b"")
+    assert time.monotonic() - started < 20
