@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -107,6 +107,21 @@ class Recipe(Space, Protocol):
         ...
 
 
+class Known(Protocol):
+    """Streams that were encoded before."""
+
+    def find(
+        self,
+        codec: str,
+        params: tuple[tuple[str, int], ...],
+        plain: int,
+        feed: Callable[[], Iterator[bytes]],
+        /,
+    ) -> Iterator[bytes] | None:
+        """The stream of the `plain` bytes that `feed` gives, if it is known."""
+        ...
+
+
 class Cache:
     """Least-recently-used values by key, bounded in bytes; each is made once at a time."""
 
@@ -153,6 +168,20 @@ class Cache:
             del self._entries[key]
 
 
+class _Placed(NamedTuple):
+    """The streams of a space, in order, and where they begin."""
+
+    starts: list[int]
+    streams: list[Stream]
+
+    def within(self, offset: int, length: int) -> Iterator[Stream]:
+        """Those that have bytes in [offset, offset+length)."""
+        first = max(bisect_right(self.starts, offset) - 1, 0)
+        for index in range(first, bisect_left(self.starts, offset + length)):
+            if self.starts[index] + self.streams[index].length > offset:
+                yield self.streams[index]
+
+
 class Machine:
     """Spaces by number, the rules of their recipes, and one cache."""
 
@@ -164,10 +193,12 @@ class Machine:
         run: Filter | None = None,
         made: Streams | None = None,
         room: Room | None = None,
+        known: Known | None = None,
     ) -> None:
         """`run` runs the programs that some streams need; `made` keeps what was encoded; `room` is
-        what encoders wait for, if they do."""
+        what encoders wait for, if they do; `known` has streams that need not be encoded."""
         self.spaces, self.rules, self._run, self._room = spaces, rules, run, room
+        self._known = known
         self.cache = cache or Cache(DEFAULT_CACHE)
         self.streams = made or Streams(MemorySpool)
         self._remade = Remade(made.spool) if made else None
@@ -322,9 +353,18 @@ class Machine:
         return bytes(made)
 
     def _encoded(self, rule: StreamRule, op: Stream) -> Iterator[bytes]:
+        feed = partial(self._fed, rule, op)
+        known = self._known.find(rule.codec, rule.params, op.plain, feed) if self._known else None
+        if known is not None:
+            yield from known
+            return
         with self._taken(rule, op):
-            fed = (join(iter(pieces)) for pieces in blocks(self, rule.input, op.offset, op.plain, _FEEDERS))
-            yield from self._encoder(rule).encode(fed)
+            yield from self._encoder(rule).encode(feed())
+
+    def _fed(self, rule: StreamRule, op: Stream) -> Iterator[bytes]:
+        """The plain bytes of a stream, block by block."""
+        for pieces in blocks(self, rule.input, op.offset, op.plain, _FEEDERS):
+            yield join(iter(pieces))
 
     def _taken(self, rule: StreamRule, op: Stream) -> AbstractContextManager[None]:
         """The memory of an encoder, while it runs."""
@@ -350,20 +390,24 @@ class Machine:
         """The streams that a space consists of, in order, also where they are copied from
         another space."""
         target = self.space(space)
+        known: dict[int, _Placed] = {}
         for op in target.ops() if isinstance(target, Recipe) else ():
             if isinstance(op, Stream):
                 yield op
             elif isinstance(op, Copy):
-                yield from self._streams_in(op)
+                if op.space not in known:
+                    known[op.space] = self._placed(op.space)
+                yield from known[op.space].within(op.offset, op.length)
 
-    def _streams_in(self, copy: Copy) -> Iterator[Stream]:
-        target, here = self.space(copy.space), 0
-        if not isinstance(target, Recipe) or not target.streams:
-            return
-        for op in target.ops():
-            if isinstance(op, Stream) and here < copy.offset + copy.length and copy.offset < here + op.length:
-                yield op
+    def _placed(self, space: int) -> _Placed:
+        """The streams of a space, each with where it begins."""
+        target, here, placed = self.space(space), 0, _Placed([], [])
+        for op in target.ops() if isinstance(target, Recipe) and target.streams else ():
+            if isinstance(op, Stream):
+                placed.starts.append(here)
+                placed.streams.append(op)
             here += op.length
+        return placed
 
     def _decoded(self, op: Decode, offset: int, length: int) -> Piece:
         """A span of what an op decodes to; of a block that was decoded twice, out of the spool."""

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from rehydrator.bundle.intake import Source
     from rehydrator.bundle.live import Live
+    from rehydrator.bundle.proven import Comparison
     from rehydrator.bundle.recovery import Recovered, Running
     from rehydrator.bundle.storing import Stored
     from rehydrator.codecs.streams import Filter
@@ -141,6 +142,7 @@ class Built:
     groups: list[list[str]]
     manifest: Manifest
     signed_bytes: bytes
+    compared: tuple[Comparison, ...] = ()
 
 
 class Builder:
@@ -174,7 +176,7 @@ class Builder:
                     self._root, options.level, options.frame_size, options.jobs, pool, options.run
                 )
                 artifacts = self._store(disks, groups, kept, storage, pool, unpacker)
-        return self._finish(artifacts, storage, sources, document)
+        return self._finish(artifacts, storage, sources, document, recovery)
 
     def plan(self) -> list[dict[str, Any]]:
         """What a build would do, without writing a bundle: every file and its rung."""
@@ -515,7 +517,12 @@ class Builder:
     # --- the manifest ------------------------------------------------------------------------
 
     def _finish(
-        self, artifacts: list[Artifact], storage: Storage, sources: list[Source], given: bytes | None
+        self,
+        artifacts: list[Artifact],
+        storage: Storage,
+        sources: list[Source],
+        given: bytes | None,
+        recovery: Recovery,
     ) -> Built:
         release = self._release(artifacts, sources, given)
         ledger = storage.ledger
@@ -526,7 +533,7 @@ class Builder:
         manifest.decode(data)
         (self._root / manifest.MANIFEST).write_bytes(data)
         groups = [*storage.groups, [release.document.file, manifest.MANIFEST]]
-        return Built(self._root, groups, made, data)
+        return Built(self._root, groups, made, data, tuple(recovery.compared))
 
     def _release(self, artifacts: list[Artifact], sources: list[Source], given: bytes | None) -> Release:
         options = self._options

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from rehydrator.core.ops import Op, Rules
     from rehydrator.core.pack import Frame
     from rehydrator.core.reader import Reader
-    from rehydrator.engine import Piece, Space, SpaceReader
+    from rehydrator.engine import Known, Piece, Space, SpaceReader
     from rehydrator.store.files import Files
 
 SIGNATURES = "signatures/"
@@ -263,9 +263,10 @@ class Bundle:
         cache: int = DEFAULT_CACHE,
         run: Filter | None = None,
         spools: Path | None = None,
+        known: Known | None = None,
     ) -> None:
         """Reads and checks bundle.json. `run` runs the programs that some published forms need,
-        `spools` is a directory for what encoders make.
+        `spools` is a directory for what encoders make, `known` has what they made already.
 
         Raises:
             NotInBundle: there is no bundle.json.
@@ -280,7 +281,7 @@ class Bundle:
         made = Streams(lambda: Spool(spools))
         room = Room(available_memory() * 3 // 4, self.manifest.depths())
         self.run = run
-        self.machine = Machine(spaces, self.manifest.rules, Cache(cache), run, made, room)
+        self.machine = Machine(spaces, self.manifest.rules, Cache(cache), run, made, room, known)
         self._known: set[int] = set()
 
     def signatures(self) -> dict[str, bytes]:

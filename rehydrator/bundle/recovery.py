@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from rehydrator.bundle.proven import Comparison, hasher
 from rehydrator.bundle.rehydrate import available_memory
 from rehydrator.codecs import lzma2, streams
 from rehydrator.core.errors import LimitExceeded
 from rehydrator.core.ops import Copy, Stream, StreamRule
 from rehydrator.formats.explanation import FILE, LAYER, append
+from rehydrator.store.files import FileReader
 from rehydrator.streaming import Gate
 
 if TYPE_CHECKING:
@@ -90,6 +92,7 @@ class Recovery:
         self._first: dict[tuple[bytes, Params], Future[list[Guess]]] = {}
         self._proofs: dict[tuple[bytes, Guess], Future[bool]] = {}
         self._gate = Gate(available_memory() * 3 // 4)
+        self.compared: list[Comparison] = []
 
     def begin(self, file: Reader, layout: Layout, plain: Reader) -> Running:
         """Start to look for the encoders of a file; `plain` is what it holds."""
@@ -167,10 +170,17 @@ class Recovery:
 
     def _gives(self, guess: Guess, file: Reader, part: Part, plain: Reader) -> bool:
         codec, params = guess
+        state = hasher()
         with self._gate.room(streams.memory(codec, dict(params), part.plain)):
             encoder = streams.encoder(codec, dict(params), self._run)
-            fed, packed = _span(plain, part.plain_at, part.plain), _span(file, part.at, part.packed)
-            return streams.prove(encoder, fed, packed) is None
+            fed = _hashed(_span(plain, part.plain_at, part.plain), state)
+            packed = _span(file, part.at, part.packed)
+            if streams.prove(encoder, fed, packed) is not None:
+                return False
+        if isinstance(file, FileReader):
+            place = str(file.path.absolute()), part.at, part.packed
+            self.compared.append(Comparison(codec, params, part.plain, state.hexdigest(), *place))
+        return True
 
 
 class Running:
@@ -227,6 +237,12 @@ def _other_dictionaries(guess: Guess) -> Iterator[Guess]:
     stated = dict(params).get("dict_size")
     for size in lzma2.dict_sizes(stated)[1:] if codec == "lzma2" and stated else ():
         yield codec, tuple(sorted({**dict(params), "dict_size": size}.items()))
+
+
+def _hashed(pieces: Iterator[bytes], state: hashlib.blake2b) -> Iterator[bytes]:
+    for piece in pieces:
+        state.update(piece)
+        yield piece
 
 
 def _span(reader: Reader, at: int, length: int) -> Iterator[bytes]:

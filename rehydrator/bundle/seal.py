@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rehydrator import host
+from rehydrator.bundle.proven import save
 from rehydrator.bundle.reader import SIGNATURES
 from rehydrator.core.digest import sha256_hex
 from rehydrator.core.errors import DigestMismatch, LimitExceeded, RehydratorError, UsageError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rehydrator.bundle.builder import Built
+    from rehydrator.bundle.proven import Comparison
     from rehydrator.oci.layout import Staging
     from rehydrator.oci.reference import Reference
 
@@ -35,6 +37,7 @@ _ALONE = 2
 # The last second that RFC 3339 can write, in the year 9999.
 _LAST_TIME = 253_402_300_799
 _PROOF_SECONDS = 24 * 3600.0
+_COMPARED = "compared.json"
 
 # Runs this very package: `-m` alone would look into the current directory first, which may be
 # somebody's release, and `-P` alone would miss a checkout that is not installed.
@@ -73,7 +76,7 @@ def seal(
     groups = [*built.groups, [f"{SIGNATURES}{key_id}.sig"]] if key_id else built.groups
     with stage(target) as staging:
         digest = _write(staging, built, groups, runtime, tmpdir, created)
-        proof = prove(staging.directory, jobs, tmpdir)
+        proof = prove(staging.directory, jobs, tmpdir, built.compared)
         staging.publish()
     stored = sum((built.root / name).stat().st_size for group in groups for name in group)
     return Sealed(digest, stored, key_id, proof)
@@ -91,8 +94,9 @@ def creation_time() -> int:
     return int(text)
 
 
-def prove(staged: Path, jobs: int, tmpdir: Path) -> dict[str, Any]:
-    """Regenerate everything from a staged image in a fresh process.
+def prove(staged: Path, jobs: int, tmpdir: Path, compared: Sequence[Comparison] = ()) -> dict[str, Any]:
+    """Regenerate everything from a staged image in a fresh process; of streams whose encoder was
+    `compared` with the published file, the plain bytes.
 
     Raises:
         DigestMismatch: something came out differently; names it.
@@ -102,6 +106,9 @@ def prove(staged: Path, jobs: int, tmpdir: Path) -> dict[str, Any]:
     argv = [sys.executable, "-P", "-c", _PROVER, str(package)]
     argv += ["verify", "--staged", str(staged), "--all", "--json"]
     argv += ["--jobs", str(jobs), "--tmpdir", str(tmpdir)]
+    if compared:
+        save(compared, tmpdir / _COMPARED)
+        argv += ["--proven", str(tmpdir / _COMPARED)]
     done = host.run(argv, _PROOF_SECONDS, show=sys.stderr.isatty())
     try:
         report: dict[str, Any] = json.loads(done.stdout)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rehydrator.bundle.reader import Bundle
+    from rehydrator.engine import Known
     from rehydrator.oci.reference import Reference
     from rehydrator.store.files import Files
 
@@ -84,16 +85,16 @@ def opened(
         yield trusted(files, key, scratch(tmpdir))
 
 
-def trusted(files: Files, key: Path | None, spools: Path) -> Bundle:
+def trusted(files: Files, key: Path | None, spools: Path, known: Known | None = None) -> Bundle:
     """The bundle in `files`; nothing of it is parsed before a signature fits `key`. What its
-    encoders make is kept in `spools`."""
+    encoders make is kept in `spools`; `known` has what they made already."""
     from rehydrator.bundle.reader import Bundle, read_signatures, read_signed
 
     if key:
         from rehydrator.oci.signature import load_public_key, verify
 
         verify(read_signed(files), read_signatures(files).values(), load_public_key(key))
-    return Bundle(files, run=run_filter, spools=spools)
+    return Bundle(files, run=run_filter, spools=spools, known=known)
 
 
 def run_filter(argv: Sequence[str], pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     help="Write the signed bytes (bundle.json) and the signatures, for openssl.",
 )
 @click.option("--staged", type=click.Path(exists=True, path_type=Path), hidden=True)
+@click.option("--proven", type=click.Path(exists=True, path_type=Path), hidden=True)
 @jobs_option
 @json_option
 def command(
@@ -55,11 +56,13 @@ def command(
     every: bool,
     export: Path | None,
     staged: Path | None,
+    proven: Path | None,
     jobs: int,
     as_json: bool,
 ) -> int:
     """Check every digest of a bundle, and with --key its signature."""
     from rehydrator import host
+    from rehydrator.bundle.proven import Proven
     from rehydrator.oci.reference import open_bundle, open_staged, verify_blobs
 
     host.one_arena()
@@ -71,7 +74,7 @@ def command(
         findings.append(_finding("image", lambda: verify_blobs(named, scratch(tmpdir))))
         opening = open_bundle(named, scratch(tmpdir))
     with opening as files:
-        bundle = trusted(files, key, scratch(tmpdir))
+        bundle = trusted(files, key, scratch(tmpdir), Proven(proven) if proven else None)
         findings += check_files(bundle, jobs)
         if every:
             findings += check_artifacts(bundle, jobs)
