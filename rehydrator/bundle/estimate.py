@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from rehydrator.codecs import streams
@@ -25,6 +26,9 @@ _ZEROS_SPEED = 150.0
 _PLAIN_SPEED = 300.0
 _MEGA = 1e6
 
+# A recipe may copy a space of a million streams a million times.
+_MOST_STREAMS = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -44,7 +48,7 @@ def estimate(bundle: Bundle, output: Output, jobs: int) -> Estimate:
     need = encoding(bundle, [output], jobs)
     longest, total, parts = 0.0, 0.0, 0
     share = _share_of_data(output)
-    for op in bundle.machine.streams_of(output.form.space):
+    for op in islice(bundle.machine.streams_of(output.form.space), _MOST_STREAMS):
         rule = bundle.manifest.rules.streams[op.rule]
         seconds = _seconds(rule.codec, dict(rule.params), op.plain, share)
         longest, total, parts = max(longest, seconds), total + seconds, parts + 1

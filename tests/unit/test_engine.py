@@ -243,6 +243,26 @@ def test_streams_of_a_space() -> None:
     assert list(under_test.streams_of(0)) == []
 
 
+def test_streams_of_many_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A space that is copied from is gone through once, however many copies there are; parts of
+    streams count, and streams beside the part do not."""
+    rows = [Stream(10, 0, at, 3) for at in range(20)]
+    under_test = stream_machine(
+        [zeros(5), *rows], [Copy(1, 1, at) for at in range(205)], [Copy(25, 1, 30), Copy(5, 1, 0)]
+    )
+    asked: list[OpsSpace] = []
+    ops = OpsSpace.ops
+
+    def counted(space: OpsSpace) -> Iterator[Op]:
+        asked.append(space)
+        return ops(space)
+
+    monkeypatch.setattr(OpsSpace, "ops", counted)
+    assert list(under_test.streams_of(2)) == [row for row in rows for _ in range(10)]
+    assert len(asked) == 2
+    assert list(under_test.streams_of(3)) == rows[2:5]
+
+
 def test_streams_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large streams of a space are begun before anybody asks, and asking does not begin them anew."""
     counting = Counting()
