@@ -16,7 +16,7 @@ from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
-from rehydrator.core.errors import HostileInput, Interrupted, LimitExceeded
+from rehydrator.core.errors import HostileInput, Interrupted, LimitExceeded, RehydratorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -211,7 +211,7 @@ class Remade:
         at = spool.size
         try:
             spool.append(value)
-        except LimitExceeded:  # no room: then it is made again
+        except (RehydratorError, OSError):  # no room, or a place that is read-only: it is made again
             self._limit = 0
         else:
             self._places[key] = at

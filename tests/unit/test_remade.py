@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,7 +12,11 @@ from rehydrator.core.errors import LimitExceeded
 from rehydrator.core.ops import Copy, Decode, DecodeRule, Op, Rules
 from rehydrator.core.reader import BytesReader
 from rehydrator.engine import Cache, Machine, OpsSpace, ReaderSpace, Space
+from rehydrator.store.spool import Spool
 from rehydrator.streaming import MemorySpool, Remade, Streams
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class FullSpool(MemorySpool):
@@ -103,6 +108,13 @@ def test_blocks_decode_twice_at_most(spooled: bool, times: int) -> None:
     expected = b"".join((bytes(range(k % 8, k % 8 + 200)) * 100)[k : k + 100] for k in range(64))
     assert engine.read(2, 0, 6400) == expected
     assert len(reads) == 8 * times
+
+
+def test_a_place_that_is_read_only(tmp_path: Path) -> None:
+    """Where there is nowhere to keep values, in a container that nobody may write in for one, they
+    are made each time, and no image fails for that."""
+    remade = Remade(lambda: Spool(tmp_path / "nowhere"))
+    assert asked(remade, [1, 1, 1, 1, 2, 2], 600_000) == [1, 1, 1, 1, 2, 2]
 
 
 def test_threads_find_the_same() -> None:
