@@ -3,11 +3,12 @@ then in a file without a name."""
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from typing import TYPE_CHECKING
 
-from rehydrator.core.errors import LimitExceeded
+from rehydrator.core.errors import LimitExceeded, RehydratorError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +32,7 @@ class Spool:
 
         Raises:
             LimitExceeded: the disk is full.
+            RehydratorError: nothing can be written there.
         """
         if self._held is not None and self.size + len(data) > _IN_MEMORY:
             self._move()
@@ -56,8 +58,11 @@ class Spool:
 
     def _move(self) -> None:
         assert self._held is not None
-        with tempfile.TemporaryFile(dir=self._directory, buffering=0) as file:
-            self._file = os.dup(file.fileno())
+        try:
+            with tempfile.TemporaryFile(dir=self._directory, buffering=0) as file:
+                self._file = os.dup(file.fileno())
+        except OSError as error:
+            raise self._explained(error) from None
         self._write(bytes(self._held))
         self._held = None
 
@@ -67,11 +72,16 @@ class Spool:
             while view:
                 view = view[os.write(self._file, view) :]
         except OSError as error:
-            where = self._directory or tempfile.gettempdir()
-            raise LimitExceeded(
-                f"{where}: {error.strerror}, while encoded bytes were kept there; "
-                "free some space, or name another place with --tmpdir"
-            ) from None
+            raise self._explained(error) from None
+
+    def _explained(self, error: OSError) -> RehydratorError:
+        """What to do where bytes cannot be kept."""
+        said = (
+            f"{self._directory or 'temporary files'}: {error.strerror}, while encoded bytes were kept there"
+        )
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            return LimitExceeded(f"{said}; free some space, or name another place with --tmpdir")
+        return RehydratorError(f"{said}; name another place with --tmpdir")
 
     def __del__(self) -> None:
         self.close()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from rehydrator.core.errors import HostileInput, Interrupted, LimitExceeded
+from rehydrator.core.errors import HostileInput, Interrupted, LimitExceeded, RehydratorError
 from rehydrator.store.spool import Spool
 from rehydrator.streaming import _MOST_HELD, Gate, MemorySpool, Streams
 
@@ -200,10 +201,12 @@ def test_a_spool_keeps_what_it_got(tmp_path: Path, count: int) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_spool_without_room_says_where() -> None:
-    """A directory that cannot take the bytes is named."""
-    spool = Spool()
-    spool._file, spool._held = 1 << 20, None
-    with pytest.raises(LimitExceeded, match="--tmpdir"):
+def test_a_spool_without_room_says_where(tmp_path: Path) -> None:
+    """A directory that cannot take the bytes, or where nothing can be written, is named."""
+    spool = Spool(tmp_path)
+    spool._file, spool._held = os.open("/dev/full", os.O_WRONLY), None
+    with pytest.raises(LimitExceeded, match=f"{tmp_path}: No space left.*--tmpdir"):
         spool.append(b"x")
-    spool._file = -1
+    spool = Spool(tmp_path / "gone")
+    with pytest.raises(RehydratorError, match="gone: No such file.*--tmpdir"):
+        spool.append(bytes(5 << 20))
