@@ -281,8 +281,9 @@ class Streams:
         return made
 
     def _make_room(self, size: int) -> None:
+        """Those go that were read, the longest ago first; then those that are about to be."""
         total = size + sum(stream.length for stream in self._streams.values())
-        for key, stream in list(self._streams.items()):
+        for key, stream in sorted(self._streams.items(), key=lambda held: not held[1].touched):
             if total <= self._limit and len(self._streams) < _MOST_HELD:
                 return
             if stream.done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -147,6 +148,33 @@ def test_old_streams_give_way() -> None:
     assert len(begun) == 4
 
 
+def test_what_was_made_ahead_stays() -> None:
+    """A stream that was begun before anybody asked gives way to none; those do that were read."""
+    begun: list[str] = []
+    ended = threading.Event()
+
+    def maker(name: str) -> Callable[[], Iterator[bytes]]:
+        def make() -> Iterator[bytes]:
+            begun.append(name)
+            yield from PIECES
+            if name == "ahead":
+                ended.set()
+
+        return make
+
+    streams = Streams(MemorySpool, limit=2 * len(BYTES))
+    end = streams.ahead([("ahead", len(BYTES), maker("ahead"))], 1)
+    assert ended.wait(30)
+    while not streams._streams["ahead"].done:
+        time.sleep(0.01)
+    for name in ("one", "two", "ahead"):
+        assert streams.read(name, len(BYTES), maker(name), len(BYTES) - 1, 1) == BYTES[-1:]
+        while not streams._streams[name].done:
+            time.sleep(0.01)
+    end()
+    assert begun == ["ahead", "one", "two"]
+
+
 def test_few_files_are_open() -> None:
     """However short they are, at most so many streams are held."""
     streams = Streams(MemorySpool)
@@ -208,5 +236,5 @@ def test_a_spool_without_room_says_where(tmp_path: Path) -> None:
     with pytest.raises(LimitExceeded, match=f"{tmp_path}: No space left.*--tmpdir"):
         spool.append(b"x")
     spool = Spool(tmp_path / "gone")
-    with pytest.raises(RehydratorError, match="gone: No such file.*--tmpdir"):
+    with pytest.raises(RehydratorError, match=r"gone: No such file.*--tmpdir"):
         spool.append(bytes(5 << 20))
