@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -50,6 +50,9 @@ _MOST_OF_A_TRIAL = 700 << 20
 # Parts come in rows of so many. A row that no encoder gave any part of ends the search: the file's
 # writer is not known here, and the parts that are left (BGZF has thousands) are not worth seconds each.
 _MOST_MISSES = 8
+
+# Seconds that an interrupt may wait.
+_MOMENT = 0.1
 
 Guess = tuple[str, "Params"]
 
@@ -201,7 +204,7 @@ class Running:
         digests: dict[int, bytes] = {}
         here = reproduced = kept = 0
         for part, digest, future in self._parts:
-            guess = future.result() if future else None
+            guess = _awaited(future) if future else None
             append(ops, Copy(part.at - here, FILE, here))
             here = part.at + part.packed
             if guess is None:
@@ -220,6 +223,14 @@ class Running:
             for rule in rules
         }
         return Recovered(ops, tuple(rules), digests, reproduced, kept, encoders)
+
+
+def _awaited(future: Future[Guess | None]) -> Guess | None:
+    """A result that may take minutes, and an interrupt meanwhile: one that arrives just before the
+    main thread sleeps is not noticed until something wakes it (two of 30, measured)."""
+    while not future.done():
+        wait((future,), _MOMENT)
+    return future.result()
 
 
 def digest_of(file: Reader, part: Part) -> bytes:
