@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 # There may be hundreds of spools.
 _IN_MEMORY = 512 << 10
 
+# What is kept in memory nevertheless where nothing can be written: containers that are read-only.
+_IN_MEMORY_ALONE = 64 << 20
+_READ_ONLY = {errno.EROFS, errno.EACCES}
+
 
 class Spool:
     """Appended by one thread, read by any. A file that it needs lies in `directory` (None: where
@@ -62,7 +66,9 @@ class Spool:
             with tempfile.TemporaryFile(dir=self._directory, buffering=0) as file:
                 self._file = os.dup(file.fileno())
         except OSError as error:
-            raise self._explained(error) from None
+            if error.errno not in _READ_ONLY or len(self._held) > _IN_MEMORY_ALONE:
+                raise self._explained(error) from None
+            return
         self._write(bytes(self._held))
         self._held = None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -238,3 +240,19 @@ def test_a_spool_without_room_says_where(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "gone")
     with pytest.raises(RehydratorError, match=r"gone: No such file.*--tmpdir"):
         spool.append(bytes(5 << 20))
+
+
+def test_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container that is read-only, what is not much is kept in memory; more is refused."""
+
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    spool = Spool()
+    piece = bytes(range(256)) * (4 << 12)
+    for _ in range(17):
+        spool.append(piece)
+    assert (spool.size, spool.read(5 << 20, 300)) == (17 * len(piece), piece[:300])
+    with pytest.raises(RehydratorError, match="--tmpdir"):
+        spool.append(piece)
