@@ -56,11 +56,13 @@ class Live(NamedTuple):
 
 
 def compressed_size(guest: Reader, found: Survey, level: int, each: Each) -> int:
-    """About how many bytes a disk takes when it is stored whole, by a few of its frames."""
+    """About how many bytes a disk takes when it is stored whole, by a few of its frames; pages
+    that stand more than once are stored once."""
     stretches = [found.pages[at : at + _SAMPLE // PAGE] for at in _spread(len(found.pages))]
     samples = [b"".join(guest.pread(int(page) * PAGE, PAGE) for page in pages) for pages in stretches]
     packed = sum(each(lambda sample: len(zstd.compress(sample, level)), samples))
-    return found.data * packed // max(sum(map(len, samples)), 1)
+    unique = len(set(found.hashes.tolist())) * PAGE
+    return unique * packed // max(sum(map(len, samples)), 1)
 
 
 def _spread(pages: int) -> list[int]:
