@@ -48,15 +48,19 @@ NEW = {
 LARGE = 256 << 20
 TOO_LARGE = {TABLE: bytes(range(256)) * 50000}
 HOLD = """
-import sys, time
+import faulthandler, sys, time
 from pathlib import Path
 from rehydrator.host import guest
+# A process that hangs says where.
+faulthandler.dump_traceback_later(50)
 guest._kvm.append(False)
 base, disk, work = map(Path, sys.argv[2:])
 with guest.open_guests(base, [disk], sys.argv[1], 0, work, lambda _: None) as guests:
     guests.read("/boot/grub2/console.cfg")
     print("ready", flush=True)
-    time.sleep(120)
+    # Short, because a signal that comes just before a sleep is not noticed until its end.
+    while True:
+        time.sleep(0.05)
 """
 
 
@@ -286,7 +290,7 @@ class TestMount:
         assert holder.stdout.readline() == b"ready\n"
         assert len(loops(tmp_path)) == 1
         holder.send_signal(signal.SIGINT)
-        assert holder.wait(20) != 0
+        assert holder.wait(60) != 0
         assert until(lambda: not loops(tmp_path), 1)
         assert processes(str(work)) == {}
         assert list(work.iterdir()) == []
@@ -404,7 +408,7 @@ def _hold(editor: str, disk: GuestDisk, overlay: Path, work: Path) -> subprocess
     """A process of ours that has guests open, until it is killed."""
     command = [sys.executable, "-c", HOLD, editor, *map(str, (disk.base, overlay, work))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
 
 
 def _parent(pid: int) -> int:

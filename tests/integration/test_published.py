@@ -767,10 +767,9 @@ def test_no_room_for_what_is_encoded(user: User, slow: Path, where: str) -> None
 
 
 def test_no_place_for_what_is_encoded(user: User, slow: Path) -> None:
-    """Without any directory that can be written to: one line that says so; images need none."""
+    """Without any directory that can be written to, what is not much stays in memory."""
     ask = ["--bundle", f"oci:{slow}/out"]
     locked = ["unshare", "-m", "sh", "-c", 'mount -o remount,bind,ro / && exec "$@"', "sh"]
-    ran = user.run("rehydrate", "-", "--file", "b.raw.gz", *ask, code=1, wrapper=locked)
-    assert [text for text in (str(user.tmp), "--tmpdir") if text not in ran.err] == []
-    assert len(ran.err.splitlines()) == 1
+    ran = user.run("rehydrate", "-", "--file", "b.raw.gz", *ask, wrapper=locked)
+    assert ran.out == (slow / "release" / "b.raw.gz").read_bytes()
     assert user.run("rehydrate", "-", "--file", "b.raw", *ask, wrapper=locked).out == REPEATED
