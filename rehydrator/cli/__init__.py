@@ -26,6 +26,7 @@ VERBS = {
     "info": "info",
     "keygen": "keygen",
     "list": "listing",
+    "nbd": "nbd",
     "print-stream-json": "stream_json",
     "rehydrate": "rehydrate",
     "stream": "stream",

@@ -1,0 +1,133 @@
+"""An NBD server of images: read-only, several at once, straight from their recipes.
+
+    listener ──> a thread for each client: negotiation, then transmission (which has more threads)
+
+What clients can take of this machine is bounded: their number, the threads of each, the bytes that
+each thread holds, and the decoders that run at once for all of them.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from rehydrator.core.errors import HostileInput
+from rehydrator.serve.link import Link
+from rehydrator.serve.negotiation import negotiate
+from rehydrator.serve.transmission import Transmission
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rehydrator.serve.negotiation import Exports
+
+MAX_CLIENTS: Final = 64
+
+# Seconds that a client has for choosing, and that threads have for ending.
+PATIENCE: Final = 60.0
+_ENDING: Final = 3.0
+
+# Seconds without a word after which the kernel asks whether a client still exists.
+_QUIET: Final = 120
+
+# Different complaints that are passed on: a damaged bundle may have one for each of its frames.
+_COMPLAINTS: Final = 100
+
+
+class Server:
+    """Serves whoever connects to `listener`, from start() to stop(). `jobs` is how many threads make
+    bytes at once; `say` is told, once each, what goes wrong."""
+
+    def __init__(
+        self, listener: socket.socket, exports: Exports, jobs: int, say: Callable[[str], None]
+    ) -> None:
+        self._listener, self._exports, self._say = listener, exports, say
+        self._slot = threading.BoundedSemaphore(jobs)
+        self._lock = threading.Lock()
+        self._clients: dict[Link, threading.Thread] = {}
+        self._said: set[str] = set()
+        self._stopped = False
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._accepting.start()
+
+    def stop(self) -> None:
+        """Take no more clients, and leave those that there are."""
+        with self._lock:
+            self._stopped = True
+            clients = dict(self._clients)
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
+        for link in clients:
+            link.close()
+        deadline = time.monotonic() + _ENDING
+        for thread in (self._accepting, *clients.values()):
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while not self._stopped:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError as error:
+                if not self._stopped:
+                    self._complain(f"a client was not let in: {error.strerror or error}")
+                    time.sleep(0.1)  # out of descriptors, say: that passes
+                continue
+            self._admit(connection)
+
+    def _admit(self, connection: socket.socket) -> None:
+        link = Link(connection)
+        thread = threading.Thread(target=self._serve, args=(link,), daemon=True)
+        with self._lock:
+            admitted = not self._stopped and len(self._clients) < MAX_CLIENTS
+            if admitted:
+                self._clients[link] = thread
+        if not admitted:
+            self._complain(f"a client was sent away: there are {MAX_CLIENTS} already")
+            link.dispose()
+            return
+        try:
+            _tune(connection)
+            thread.start()
+        except RuntimeError as error:
+            self._complain(f"a client was sent away: {error}")
+            self._forget(link)
+
+    def _serve(self, link: Link) -> None:
+        try:
+            link.within(PATIENCE)
+            chosen = negotiate(link, self._exports)
+            if chosen is not None:
+                link.within(None)
+                Transmission(link, chosen, self._slot, self._complain).run()
+        except (OSError, HostileInput):
+            pass  # gone, too slow, or no NBD client: nobody else is concerned
+        finally:
+            self._forget(link)
+
+    def _forget(self, link: Link) -> None:
+        with self._lock:
+            self._clients.pop(link, None)
+        link.dispose()
+
+    def _complain(self, message: str) -> None:
+        with self._lock:
+            if self._stopped or message in self._said or len(self._said) >= _COMPLAINTS:
+                return
+            self._said.add(message)
+        self._say(message)
+
+
+def _tune(connection: socket.socket) -> None:
+    """Replies at once, and a look every now and then whether a quiet client still exists."""
+    if connection.family != socket.AF_UNIX:
+        with suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _QUIET)
