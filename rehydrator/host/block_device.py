@@ -119,10 +119,13 @@ class Written:
 
 
 @contextmanager
-def open_for_writing(device: Device, size: int, *, discard: bool = True) -> Iterator[DeviceSink]:
+def open_for_writing(
+    device: Device, size: int, *, discard: bool = True, patience: float = _PATIENCE
+) -> Iterator[DeviceSink]:
     """The device, open for an image of `size` bytes and for nobody else. Its old contents are lost
     from here on. Where the block is left without commit(), its beginning and its end are zeros.
-    `discard` gives what is zero in the image back to the device, if it can do so.
+    `discard` gives what is zero in the image back to the device, if it can do so; `patience` is how
+    many seconds another program may have it locked.
 
     Raises:
         UsageError: it must not be written to, or it is another device than the one inspected.
@@ -135,7 +138,7 @@ def open_for_writing(device: Device, size: int, *, discard: bool = True) -> Iter
     check(now, size)
     if (now.number, now.sequence, now.size) != (device.number, device.sequence, device.size):
         raise UsageError(f"{device}: {_ANOTHER}")
-    descriptor = _opened(now)
+    descriptor = _opened(now, patience)
     try:
         sink = DeviceSink(now, descriptor, size)
         try:
@@ -148,7 +151,7 @@ def open_for_writing(device: Device, size: int, *, discard: bool = True) -> Iter
         os.close(descriptor)
 
 
-def _opened(device: Device) -> int:
+def _opened(device: Device, patience: float) -> int:
     """A descriptor of the device, exclusively: the kernel refuses one that is mounted, swapped to or
     held, in whatever namespace (open(2), O_EXCL without O_CREAT), and mounts none while it is open."""
     try:
@@ -157,7 +160,7 @@ def _opened(device: Device) -> int:
         raise _not_opened(device, error) from None
     try:
         _compare(device, descriptor)
-        _lock(device, descriptor)
+        _lock(device, descriptor, patience)
     except BaseException:
         os.close(descriptor)
         raise
@@ -188,9 +191,9 @@ def _not_opened(device: Device, error: OSError) -> RehydratorError:
     return RehydratorError(f"opening {device}: {error.strerror}{ways.get(error.errno or 0, '')}")
 
 
-def _lock(device: Device, descriptor: int) -> None:
+def _lock(device: Device, descriptor: int, patience: float) -> None:
     """A device that is locked is left alone by udev (systemd.io/BLOCK_DEVICE_LOCKING)."""
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
