@@ -448,7 +448,7 @@ def _columns(data: Sequence[Span], size: int, count: int) -> list[tuple[int, int
 def _holes(data: Sequence[Span], size: int) -> list[Span]:
     """The longest runs of zeros beside the data, ascending."""
     edges = [0, *(edge for span in data for edge in span), size]
-    least = max(1, sum(end - start for start, end in data) // _FOLDED_PART)
+    least = sum(end - start for start, end in data) // _FOLDED_PART + 1
     gaps = [(low, high) for low, high in zip(edges[::2], edges[1::2], strict=True) if high - low >= least]
     return sorted(sorted(gaps, key=lambda gap: gap[0] - gap[1])[:_FOLDED])
 
