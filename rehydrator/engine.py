@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, runtime_checkab
 from rehydrator.codecs import codec, streams
 from rehydrator.codecs.blocks import decode as decode_block
 from rehydrator.core.errors import HostileInput
-from rehydrator.core.ops import Copy, Encode, Offsets, Series, Stream, is_zeros
+from rehydrator.core.ops import Copy, Decode, Encode, Offsets, Series, Stream, is_zeros
 from rehydrator.core.pack import MAX_FRAME, decompress
 from rehydrator.core.reader import check_span
 from rehydrator.core.recipe import output_offsets, unpack_integers
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from rehydrator.codecs.streams import Filter
     from rehydrator.core.ops import (
-        Decode,
         DecodeRule,
         EncodeRule,
         Framing,
@@ -73,6 +72,9 @@ _AHEAD = 3
 # A stream of at most so many plain bytes is made whole, in memory.
 SMALL_STREAM = 1 << 20
 
+# Ops that are looked at to find what a place is made of.
+_TRIED = 64
+
 # Threads that make the plain bytes of one stream: encoders are slower than what feeds them.
 _FEEDERS = 2
 
@@ -104,6 +106,10 @@ class Recipe(Space, Protocol):
 
     def ops(self) -> Iterator[Op]:
         """All ops, in order."""
+        ...
+
+    def op_at(self, offset: int) -> tuple[Op, int]:
+        """The op that makes the byte at `offset`, and where its output begins."""
         ...
 
 
@@ -316,19 +322,60 @@ class Machine:
             HostileInput: it does not come to exactly `size` bytes.
         """
         rule = _rule(self.rules.encodes, number)
-        key = ("unit", number, offset, size)
-        return self.cache.get(key, lambda: self._framed(rule, offset, size))
-
-    def _framed(self, rule: EncodeRule, offset: int, size: int) -> bytes:
-        source = self.space(rule.input)
-        inside = max(0, min(rule.unit, source.size - offset))
-        plain = self.read(rule.input, offset, inside).ljust(rule.unit, b"\0") if inside else bytes(rule.unit)
-        packed = codec(rule.codec).encode(plain, dict(rule.params))
+        # Siblings have most of their units in common: what is copied from one place is encoded once.
+        inside = max(0, min(rule.unit, self.space(rule.input).size - offset))
+        key = ("packed", rule.codec, rule.params, rule.unit, inside, *self.origin(rule.input, offset, inside))
+        packed = self.cache.get(key, lambda: self._packed(rule, offset, inside))
         made = frame_unit(rule.framing, offset, packed)
         if len(made) != size:
             library = codec(rule.codec).version()
             raise HostileInput(f"a unit at {offset} encodes to {len(made)} bytes, not {size}, with {library}")
         return made
+
+    def _packed(self, rule: EncodeRule, offset: int, inside: int) -> bytes:
+        plain = self.read(rule.input, offset, inside) if inside else b""
+        return codec(rule.codec).encode(plain.ljust(rule.unit, b"\0"), dict(rule.params))
+
+    def origin(self, space: int, offset: int, length: int) -> tuple[int, int]:
+        """The lowest space, and the place in it, that a span is one copy of; where it is none, the
+        span itself."""
+        while length:
+            target = self.space(space)
+            if not isinstance(target, Recipe):
+                break
+            op, start = target.op_at(offset)
+            if not isinstance(op, Copy) or start + op.length < offset + length:
+                break
+            space, offset = op.space, op.offset + offset - start
+        return space, offset
+
+    def home(self, space: int, offset: int) -> tuple[int, int]:
+        """The lowest space, and about the place in it, that the bytes from `offset` on are made of.
+        What has its home at one place costs the same frames."""
+        for _ in range(_TRIED):
+            target = self.space(space)
+            if not isinstance(target, Recipe) or offset >= target.size:
+                break
+            op, start = target.op_at(offset)
+            below = self._below(op, offset - start)
+            if below is None:
+                offset = start + op.length
+            else:
+                space, offset = below
+        return space, offset
+
+    def _below(self, op: Op, offset: int) -> tuple[int, int] | None:
+        """What the byte at `offset` of an op is made of; None where nothing is read for it."""
+        if isinstance(op, Copy):
+            return op.space, op.offset + offset
+        if isinstance(op, Encode):
+            rule = _rule(self.rules.encodes, op.rule)
+            ends = self.unit_ends(rule.table)
+            unit = bisect_right(ends, ends[op.index] + offset, op.index, op.index + op.count) - 1
+            return rule.input, op.offset + (unit - op.index) * rule.unit
+        if isinstance(op, Decode):
+            return _rule(self.rules.decodes, op.rule).input, op.offset
+        return None
 
     def _stream(self, op: Stream, offset: int, length: int) -> Iterator[Piece]:
         rule = _rule(self.rules.streams, op.rule)
@@ -501,6 +548,11 @@ class OpsSpace:
         """All ops, in order."""
         return iter(self._ops)
 
+    def op_at(self, offset: int) -> tuple[Op, int]:
+        """The op that makes the byte at `offset`, and where its output begins."""
+        index = bisect_right(self._starts, offset) - 1
+        return self._ops[index], self._starts[index]
+
 
 class ReaderSpace:
     """A space that a Reader gives: a file, a disk."""
@@ -567,6 +619,10 @@ class SpaceReader:
 
     def pread(self, offset: int, length: int) -> bytes:
         return self.machine.read(self.space, offset, length)
+
+    def pieces(self, offset: int, length: int) -> Iterator[Piece]:
+        """The same, not joined."""
+        return self.machine.pieces(self.space, offset, length)
 
 
 def blocks(machine: Machine, space: int, offset: int, length: int, workers: int) -> Iterator[list[Piece]]:

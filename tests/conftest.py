@@ -15,10 +15,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rehydrator.bundle.rehydrate import to_directory
+from rehydrator.core.errors import RehydratorError
 from tests.corpus.small import make_small
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from rehydrator.bundle.manifest import Output
+    from rehydrator.bundle.reader import Bundle
+    from rehydrator.bundle.rehydrate import Options
 
 ROOT = Path(__file__).parent.parent
 NAME = "demo-1.0.0-{}.x86_64.{}"
@@ -81,6 +87,22 @@ def leftovers(home: Path) -> list[str]:
         for path in home.rglob("*")
         if path.name.startswith((".rehydrator", "rehydrator-")) or home / "tmp" in path.parents
     )
+
+
+def rehydrated(
+    bundle: Bundle,
+    output: Output,
+    directory: Path,
+    options: Options,
+    progress: Callable[[int], object] = lambda _: None,
+) -> bool:
+    """Write one output; False where it was there already. Raises what it failed with."""
+    ended: list[str | RehydratorError] = []
+    to_directory(bundle, [output], directory, options, progress, lambda _, result: ended.append(result))
+    [result] = ended
+    if isinstance(result, RehydratorError):
+        raise result
+    return result == "written"
 
 
 def names_in(directory: Path) -> list[str]:

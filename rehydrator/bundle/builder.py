@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rehydrator import __version__
@@ -311,11 +311,10 @@ class Builder:
 
     def _beside(self, disk: _Disk) -> Beside:
         """What is stored with an image, once its encoders are known."""
-        signature = disk.source.signature
         recovered = disk.running.result() if disk.running else None
         if recovered is None or not self._is_kept(disk, recovered):
-            return Beside(signature=signature)
-        return Beside(disk.packed, recovered, disk.file, signature)
+            return _alone(disk)
+        return replace(_alone(disk), file=disk.packed, recovered=recovered, plain=disk.file)
 
     def _is_kept(self, disk: _Disk, recovered: Recovered) -> bool:
         if not recovered.kept:
@@ -430,7 +429,7 @@ class Builder:
         assert disk.explanation is not None
         disk.packed = FileReader(disk.source.path)
         files = (disk.packed, disk.file, disk.explanation, disk.source.layout)
-        space, stored = storage.canonical_published(*files, disk.source.signature)
+        space, stored = storage.canonical_published(*files, _alone(disk))
         disk.canonical = True
         artifacts[disk.source.name] = _artifact(disk, stored)
         return space
@@ -639,6 +638,11 @@ class _Unpacker:
         return Unpacked(container, plain, found.ops, found.streams, found.encoders)
 
 
+def _alone(disk: _Disk) -> Beside:
+    """What is stored with an image where no encoder gives the file around it."""
+    return Beside(signature=disk.source.signature, boundaries=disk.source.measured.boundaries)
+
+
 def _stored(disk: _Disk, storage: Storage, beside: Beside, *, scattered: bool = False) -> Stored:
     if disk.explanation is None:
         return storage.unexplained(disk.file, disk.tried, beside, scattered=scattered)
@@ -666,7 +670,7 @@ def _artifact(disk: _Disk, stored: Stored) -> Artifact:
         arch=source.named.arch,
         format=source.named.format,
         role=source.named.role,
-        image=Form(source.name, measured.size, measured.sha256, stored.space, measured.data),
+        image=Form(source.name, measured.size, measured.sha256, stored.space, measured.data, stored.chain),
         published=Form(source.path.name, published.size, published.sha256, stored.published, published.data)
         if published
         else None,

@@ -4,7 +4,6 @@ them, their digests, and the image inside an outer compression."""
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from rehydrator.bundle.chain import Recorder
 from rehydrator.bundle.manifest import MAX_FILE_NAME
 from rehydrator.core.errors import (
     DigestMismatch,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
+    from rehydrator.bundle.chain import Boundary
     from rehydrator.core.reader import Reader
     from rehydrator.formats.streams import Layout
     from rehydrator.metadata.stream import Published, StreamDocument
@@ -53,11 +54,13 @@ _MAX_SIGNATURE = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A file read whole: size in bytes, SHA-256, bytes in 4 KiB blocks that are not zero."""
+    """A file read whole: size in bytes, SHA-256, bytes in 4 KiB blocks that are not zero, and
+    chaining values of the SHA-256."""
 
     size: int
     sha256: str
     data: int
+    boundaries: tuple[Boundary, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,18 +244,19 @@ def _signature(path: Path) -> bytes:
 
 def measure(file: FileReader) -> Measured:
     """Size, SHA-256 and data of a file; holes are hashed without being read."""
-    state, data, here = hashlib.sha256(), 0, 0
+    state, data, here = Recorder(), 0, 0
     for offset, length in [*data_spans(file), (file.size, 0)]:
         while here < offset:
             step = min(_BLOCK, offset - here)
-            state.update(memoryview(_ZEROS)[:step])
+            state.update(memoryview(_ZEROS)[:step], 0)
             here += step
         while here < offset + length:
             block = file.pread(here, min(_BLOCK, offset + length - here))
-            state.update(block)
-            data += nonzero_bytes(block)
+            found = nonzero_bytes(block)
+            state.update(block, found)
+            data += found
             here += len(block)
-    return Measured(file.size, state.hexdigest(), data)
+    return Measured(file.size, state.hexdigest(), data, state.boundaries())
 
 
 def nonzero_bytes(block: bytes) -> int:
@@ -281,16 +285,17 @@ def unpack(file: Reader, name: str, target: Path, limit: int) -> tuple[Measured,
         HostileInput: the stream is damaged or cut short.
         LimitExceeded: more than `limit` bytes come out.
     """
-    state, size, data = hashlib.sha256(), 0, 0
+    state, size, data = Recorder(), 0, 0
     held = bytearray()
     with target.open("xb") as image:
 
         def put(block: bytes) -> None:
             nonlocal size, data
-            state.update(block)
+            found = nonzero_bytes(block)
+            state.update(block, found)
             _write_sparse(image, size, block)
             size += len(block)
-            data += nonzero_bytes(block)
+            data += found
 
         def take(piece: bytes) -> None:
             held.extend(piece)
@@ -306,7 +311,7 @@ def unpack(file: Reader, name: str, target: Path, limit: int) -> tuple[Measured,
             raise LimitExceeded(f"{error} (--max-image-size)") from None
         put(bytes(held))
         image.truncate(size)
-    return Measured(size, state.hexdigest(), data), layout
+    return Measured(size, state.hexdigest(), data, state.boundaries()), layout
 
 
 def check_free_space(places: Iterable[tuple[Path, int]]) -> None:

@@ -48,6 +48,8 @@ MAX_DEPTH = 16
 MAX_UNIT = 8 << 20
 MAX_SIZE = 1 << 60
 MAX_FILE_NAME = 255
+MAX_BOUNDARIES = 128
+CHAIN_RECORD = 40
 
 _PACK = re.compile(r"packs/[A-Za-z0-9][A-Za-z0-9._-]{0,200}\Z")
 _DOCUMENT = re.compile(r"streams/[A-Za-z0-9][A-Za-z0-9._-]{0,200}\Z")
@@ -114,15 +116,27 @@ class KnownAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class Chain:
+    """Where the chaining values of a form lie: `count` records (bundle/chain.py) in the pack space
+    `space` from `offset`."""
+
+    space: int
+    offset: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Form:
     """One form of an artifact; `space` is None where the bundle cannot give it back.
-    `data` counts the bytes that are not in runs of zeros."""
+    `data` counts the bytes that are not in runs of zeros. `chain` is there where its parts can be
+    made, and so checked, side by side."""
 
     name: str
     size: int
     sha256: str
     space: int | None = None
     data: int = 0
+    chain: Chain | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -570,11 +584,24 @@ def _form(item: Object) -> Form:
         raise HostileInput(f"{item.where}: {name!r} is no name for a file")
     sha256 = parse_sha256(item.text("sha256"), item.where)
     space = item.number("space", MAX_SPACES) if item.has("space") else None
-    return Form(name, size, sha256, space, item.number("data", size) if item.has("data") else 0)
+    data = item.number("data", size) if item.has("data") else 0
+    return Form(name, size, sha256, space, data, _chain(item.object("chain")) if item.has("chain") else None)
+
+
+def _chain(item: Object) -> Chain:
+    return Chain(
+        item.number("space", MAX_SPACES), item.number("offset"), item.number("count", MAX_BOUNDARIES)
+    )
 
 
 def _form_json(form: Form) -> dict[str, Any]:
     stated = {"name": form.name, "size": form.size, "sha256": form.sha256, "data": form.data}
+    if form.chain is not None:
+        stated["chain"] = {
+            "space": form.chain.space,
+            "offset": form.chain.offset,
+            "count": form.chain.count,
+        }
     return stated if form.space is None else {**stated, "space": form.space}
 
 
@@ -718,8 +745,16 @@ def _check_artifact(manifest: Manifest, artifact: Artifact) -> None:
             _space_size(manifest, form.space, form.size, form.name)
             if manifest.spaces[form.space].size != form.size:
                 raise HostileInput(f"{MANIFEST}: the recipe of {form.name} is of another size")
+        if form.chain is not None:
+            _check_chain(manifest, form.chain, form.name)
     if artifact.signature and artifact.signature.space is None:
         raise HostileInput(f"{MANIFEST}: {artifact.signature.name} has no recipe")
+
+
+def _check_chain(manifest: Manifest, chain: Chain, name: str) -> None:
+    _space_size(manifest, chain.space, chain.offset + chain.count * CHAIN_RECORD, name)
+    if not chain.count or not isinstance(manifest.spaces[chain.space], PackSpace):
+        raise HostileInput(f"{MANIFEST}: {name} has no chaining values where it says")
 
 
 def _space_size(manifest: Manifest, space: int, size: int, what: str) -> None:

@@ -85,6 +85,13 @@ class Ledger:
         self.spaces.append(None)
         return len(self.packs) - 1, len(self.spaces) - 1
 
+    def needs_streams(self, space: int) -> bool:
+        """Whether a space stands on bytes that are made in order (Stream)."""
+        found = self.spaces[space]
+        if not isinstance(found, RecipeSpace):
+            return False
+        return bool(found.streams) or any(map(self.needs_streams, found.inputs))
+
     def size(self, space: int) -> int:
         """The size of a finished space in bytes."""
         found = self.spaces[space]

@@ -50,7 +50,7 @@ MAX_OPS = 1 << 21
 
 # Spans of one space that one file reads, and units of encode rules that are looked at.
 _MAX_SPANS = 1 << 20
-_MAX_UNITS = 1 << 24
+_MAX_UNITS = 1 << 26
 
 # Runs of zeros that are one column of a disk's map: so many, each at least that part of its data.
 _FOLDED, _FOLDED_PART = 32, 64
@@ -173,7 +173,7 @@ class Provenance:
         self._forms = {form.space for form in forms if form.space is not None}
         self._indexes: dict[int, _Index] = {}
         self._totals: dict[int, list[int]] = {}
-        self._ops = 0
+        self._ops = self._units_seen = 0
         self._walk()
 
     def owner(self, space: int) -> Owner:
@@ -365,15 +365,15 @@ class Provenance:
         last = op.index + op.count
         if last >= len(ends):
             raise HostileInput(f"units {op.index}+{op.count} lie outside of their size table")
-        base, seen = ends[op.index], 0
+        base = ends[op.index]
         unit = bisect_right(ends, base + low, op.index, last) - 1
         while unit < last and ends[unit] - base < high:
             first = unit
             while unit < last and ends[unit] < ends[unit + 1] and ends[unit] - base < high:
                 unit += 1
-            seen += unit - first + 1
-            if seen > _MAX_UNITS:
-                raise LimitExceeded(f"an op of more than {_MAX_UNITS} units")
+            self._units_seen += unit - first + 1
+            if self._units_seen > _MAX_UNITS:
+                raise LimitExceeded(f"files read more than {_MAX_UNITS} units of the canonical disks")
             start, stop = (op.offset + (each - op.index) * rule.unit for each in (first, unit))
             if start < min(stop, size):
                 yield rule.input, start, min(stop, size)

@@ -16,8 +16,9 @@ from collections import OrderedDict
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from rehydrator.bundle import chain
 from rehydrator.bundle import manifest as manifests
-from rehydrator.bundle.manifest import PackSpace, RecipeSpace
+from rehydrator.bundle.manifest import CHAIN_RECORD, PackSpace, RecipeSpace
 from rehydrator.bundle.rehydrate import available_memory
 from rehydrator.codecs import CODECS, streams
 from rehydrator.core.digest import frame_digest
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from rehydrator.bundle.chain import Boundary
     from rehydrator.bundle.manifest import Artifact, Form, Manifest, Pack, Release, StoredFile
     from rehydrator.codecs.streams import Filter
     from rehydrator.core.ops import Op, Rules
@@ -195,6 +197,14 @@ class ChunkedSpace:
         for index in range(len(self._chunks or self._load())):
             yield from self._ops(index)[0]
 
+    def op_at(self, offset: int) -> tuple[Op, int]:
+        """The op that makes the byte at `offset`, and where its output begins."""
+        chunks = self._chunks or self._load()
+        index = bisect_right(self._starts, offset) - 1
+        ops, starts = self._ops(index)
+        at = bisect_right(starts, offset - chunks[index].start) - 1
+        return ops[at], chunks[index].start + starts[at]
+
     def _load(self) -> list[Frame]:
         frames = self._pack.frames()
         chunks = frames[self._space.first : self._space.first + self._space.count]
@@ -313,6 +323,17 @@ class Bundle:
                 f"{form.name}: {error}; or take {artifact.image.name} by --form image"
             ) from None
         return self.machine.reader(form.space)
+
+    def boundaries(self, form: Form) -> tuple[Boundary, ...]:
+        """The chaining values of a form's digest that the bundle has.
+
+        Raises:
+            HostileInput: they are malformed.
+        """
+        if form.chain is None:
+            return ()
+        data = self.machine.read(form.chain.space, form.chain.offset, form.chain.count * CHAIN_RECORD)
+        return chain.decode(data, form.size, form.name)
 
     def check_encoders(self, space: int) -> None:
         """Run the known-answer test of every encoder that `space` stands on.

@@ -1,5 +1,4 @@
-"""Giving images back: workers make blocks ahead, the caller's thread hashes them in order,
-one more writes them. Nothing counts as done before its digest matched.
+"""Giving images back: to files, and to a pipe.
 
 A file is written beside its target under a temporary name and takes its final name last.
 A pipe gets the bytes in order, without a copy of the image anywhere.
@@ -8,92 +7,134 @@ A pipe gets the bytes in order, without a copy of the image anywhere.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import tempfile
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from rehydrator.bundle.making import Making, make_in_order, make_side_by_side, making, segments_of, views
 from rehydrator.codecs import streams
-from rehydrator.core.errors import DigestMismatch, LimitExceeded, RehydratorError
-from rehydrator.engine import Zeros, blocks
+from rehydrator.core.errors import LimitExceeded, RehydratorError
+from rehydrator.engine import Zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from concurrent.futures import Future
     from pathlib import Path
 
-    from rehydrator.bundle.manifest import Artifact, Form, Manifest, Output
+    from rehydrator.bundle.manifest import Artifact, Manifest, Output
     from rehydrator.bundle.reader import Bundle
     from rehydrator.core.ops import StreamRule
     from rehydrator.engine import Piece
 
-_MAX_WORKERS = 24
-_ZEROS = memoryview(bytes(1 << 20))
+# The program itself; and what a thread takes: a frame, its compressed bytes, a block of it.
+_BASE_MEMORY = 64 << 20
+_WORKER_MEMORY = 32 << 20
+_LEAST_MEMORY = 300 << 20
+_LEAST_CACHE = 32 << 20
+
+# Blocks that wait for the writer of a pipe, in bytes.
+_AHEAD = 48 << 20
+
+# Files that are written at the same time.
+_MOST_OPEN = 128
+
+# What is smaller is made by one thread as well.
+_SMALL = 16 << 20
+
 _MAX_IOV = 1000
 _TEMPORARY = ".rehydrator-"
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`sparse` None means: as the original file was. `jobs` counts threads that make blocks."""
+    """`sparse` None means: as the original file was. `jobs` counts threads that make blocks, as long
+    as `memory` (bytes) is enough for them."""
 
     jobs: int = 1
     overwrite: bool = False
     sparse: bool | None = None
+    memory: int = 0
+
+    @property
+    def workers(self) -> int:
+        """Threads, of which each has frames of its own."""
+        left = (self.memory or default_memory(self.jobs)) - _BASE_MEMORY
+        return max(1, min(self.jobs, (left - cache_size(left + _BASE_MEMORY)) // _WORKER_MEMORY))
+
+    def is_sparse(self, output: Output) -> bool:
+        """Whether zeros become holes."""
+        return output.sparse if self.sparse is None else self.sparse
 
 
-class Sink(Protocol):
-    """Takes the pieces of one output, in order."""
+def default_memory(jobs: int) -> int:
+    """Bytes that rehydrating may take, unless somebody says otherwise: 300 MiB are enough for four
+    threads."""
+    wanted = (_BASE_MEMORY + jobs * _WORKER_MEMORY) * 3 // 2
+    return max(_LEAST_MEMORY, min(wanted, available_memory() // 2))
 
-    def write(self, pieces: list[Piece]) -> None: ...
+
+def cache_size(memory: int) -> int:
+    """Bytes of that for frames that were decoded."""
+    return max(memory // 3, _LEAST_CACHE)
 
 
-def produce(
-    bundle: Bundle, output: Output, sink: Sink | None, jobs: int, progress: Callable[[int], object]
-) -> None:
-    """Make an output, give it to `sink`, and check its digest.
-
-    The last block is held back until the digest matched: what a pipe got of a bad image is cut
-    short, so that whoever reads it (tar, for one) sees an unexpected end.
+def check(bundle: Bundle, output: Output, jobs: int, progress: Callable[[int], object]) -> None:
+    """Make an output, and compare its digest.
 
     Raises:
-        DigestMismatch: what was made is not what was published.
+        DigestMismatch: what is made is not what was published.
     """
-    reader = bundle.open_form(output.artifact, output.form)
-    state = hashlib.sha256()
-    held: list[Piece] = []
-    # Four blocks come from one frame, and all but one of their workers wait for it; so there
-    # are twice as many workers as `jobs`, for the next frame to be decoded meanwhile.
-    workers = min(2 * jobs, _MAX_WORKERS)
-    end_streams = reader.machine.streams_ahead(reader.space, encoding(bundle, [output], jobs).at_once)
+    _in_order(bundle, making(bundle, output), lambda *_: None, jobs, progress, alone=False)
+
+
+def check_side_by_side(
+    bundle: Bundle, outputs: Sequence[Output], options: Options, progress: Callable[[int], object]
+) -> list[RehydratorError | None]:
+    """The same for several, in one pass over what they are made of; what was wrong with each.
+
+    Raises:
+        OSError: the bundle cannot be read.
+    """
+    found: dict[int, RehydratorError | None] = {}
+    makings = {}
+    for number, output in enumerate(outputs):
+        try:
+            makings[number] = making(bundle, output)
+        except RehydratorError as error:
+            found[number] = error
+    make_side_by_side(list(makings.values()), options.workers, progress)
+    for number, each in makings.items():
+        if isinstance(each.error, OSError):
+            raise each.error
+        found[number] = each.error
+    return [found[number] for number in range(len(outputs))]
+
+
+def _in_order(
+    bundle: Bundle,
+    each: Making,
+    write: Callable[[int, list[Piece]], object],
+    jobs: int,
+    progress: Callable[[int], object],
+    *,
+    alone: bool = True,
+) -> None:
+    """`alone`: nobody else reads the streams that are encoded for it."""
+    machine = bundle.machine
+    at_once = encoding(bundle, [each.output], jobs).at_once
+    end_streams = machine.streams_ahead(each.output.form.space or 0, at_once)
     try:
-        with _writer(sink) as write:
-            for pieces in blocks(reader.machine, reader.space, 0, reader.size, workers):
-                write(held)
-                for piece in pieces:
-                    _hash(state, piece)
-                progress(sum(_length(piece) for piece in pieces))
-                held = pieces
-            _check_digest(output, state.hexdigest())
-            write(held)
+        # Four blocks come from one frame, and all but one of their workers wait for it; so there
+        # are twice as many workers as `jobs`, for the next frame to be decoded meanwhile.
+        make_in_order(each, write, 2 * jobs, _AHEAD, progress)
     except BaseException:
         end_streams()
-        if sink is not None:  # what is only checked is made beside others, which read those streams
-            reader.machine.streams.stop()
+        if alone:
+            machine.streams.stop()
         raise
     finally:
         end_streams()
-
-
-def _check_digest(output: Output, made: str) -> None:
-    if made != output.form.sha256:
-        raise DigestMismatch(
-            f"{output.form.name}: made bytes of SHA-256 {made}, but {output.form.sha256} was published"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,57 +195,146 @@ def _first_number(file: str, word: str) -> int:
 
 def to_directory(
     bundle: Bundle,
-    output: Output,
+    outputs: Sequence[Output],
     directory: Path,
     options: Options,
-    progress: Callable[[int], object] = lambda _: None,
-) -> bool:
-    """Write an output into `directory`; False where it was there already, with its digest.
+    progress: Callable[[int], object],
+    ended: Callable[[Output, str | RehydratorError], object],
+) -> None:
+    """Write outputs into `directory`, those that need no encoder in one pass over what they are made
+    of. `ended` is told of each, from any thread, that it is "written", or "present" already with its
+    digest, or why it failed:
 
-    Raises:
-        DigestMismatch: what was made is wrong; nothing has the final name.
-        LimitExceeded: not enough space.
-        RehydratorError: another file is in the way and `overwrite` is not set.
+    DigestMismatch: what was made is wrong; nothing has the final name.
+    LimitExceeded: not enough space.
+    RehydratorError: another file is in the way and `overwrite` is not set.
     """
-    target = directory / output.form.name
-    if os.path.lexists(target):
-        if _is_done(target, output.form):
-            return False
-        if not options.overwrite:
-            raise RehydratorError(f"{target} exists and is another file; --overwrite replaces it")
-    _check_space(directory, output, options)
-    with _temporary(directory, output.form.name) as (descriptor, temporary):
-        sparse = output.sparse if options.sparse is None else options.sparse
+    for at in range(0, len(outputs), _MOST_OPEN):
+        with ExitStack() as stack:
+            begun = _Begun(bundle, directory, options, ended, stack)
+            for output in outputs[at : at + _MOST_OPEN]:
+                begun.begin(output, progress)
+            begun.make(progress)
+
+
+class _Begun:
+    """Files that are being made at the same time."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        directory: Path,
+        options: Options,
+        ended: Callable[[Output, str | RehydratorError], object],
+        stack: ExitStack,
+    ) -> None:
+        self._bundle, self._directory, self._options = bundle, directory, options
+        self._ended, self._stack = ended, stack
+        self._reserved = 0
+        self._side_by_side: list[Making] = []
+        self._in_order: list[Making] = []
+
+    def begin(self, output: Output, progress: Callable[[int], object]) -> None:
+        """Open the file of an output, unless it is there, or something is in the way."""
         try:
-            sink = FileSink(descriptor, output.form.size, sparse)
-            produce(bundle, output, sink, options.jobs, progress)
-            sink.finish(output.artifact)
+            if not self._is_present(output, progress):
+                self._begin(output)
+        except RehydratorError as error:
+            self._ended(output, error)
         except OSError as error:
-            raise explain_os_error(error, target) from error
-        _publish(temporary, target, options.overwrite)
-    return True
+            self._ended(output, explain_os_error(error, self._directory / output.form.name))
+
+    def make(self, progress: Callable[[int], object]) -> None:
+        """Make them all."""
+        make_side_by_side(self._side_by_side, self._options.workers, progress)
+        for each in self._in_order:
+            self._one_in_order(each, progress)
+        for each in self._side_by_side + self._in_order:
+            if isinstance(each.error, OSError):
+                self._ended(
+                    each.output, explain_os_error(each.error, self._directory / each.output.form.name)
+                )
+            elif each.error is not None:
+                self._ended(each.output, each.error)
+
+    def _one_in_order(self, each: Making, progress: Callable[[int], object]) -> None:
+        assert each.sink is not None
+        try:
+            _in_order(self._bundle, each, each.sink.write, self._options.jobs, progress)
+            each.finish()
+        except (RehydratorError, OSError) as error:
+            each.error = error
+
+    def _is_present(self, output: Output, progress: Callable[[int], object]) -> bool:
+        target = self._directory / output.form.name
+        if not os.path.lexists(target):
+            return False
+        if _is_done(self._bundle, output, target, self._options):
+            progress(output.form.size)
+            self._ended(output, "present")
+            return True
+        if not self._options.overwrite:
+            raise RehydratorError(f"{target} exists and is another file; --overwrite replaces it")
+        return False
+
+    def _begin(self, output: Output) -> None:
+        sparse = self._options.is_sparse(output)
+        self._reserve(output, sparse)
+        opened = making(self._bundle, output)
+        target = self._directory / output.form.name
+        descriptor, temporary = self._stack.enter_context(_temporary(self._directory, output.form.name))
+        sink = FileSink(descriptor, output.form.size, sparse)
+
+        def finish() -> None:
+            sink.finish(output.artifact)
+            _publish(temporary, target, self._options.overwrite)
+            self._ended(output, "written")
+
+        each = replace(opened, sink=sink, finish=finish)
+        chosen = self._in_order if is_made_in_order(self._bundle, each) else self._side_by_side
+        chosen.append(each)
+
+    def _reserve(self, output: Output, sparse: bool) -> None:
+        needed = output.form.data if sparse else output.form.size
+        status = os.statvfs(self._directory)
+        free = max(status.f_bavail * status.f_frsize - self._reserved, 0)
+        if free < needed:
+            raise LimitExceeded(
+                f"{self._directory}: {output.form.name} needs {needed} bytes and {free} are free; "
+                "free some space, or choose another DEST"
+            )
+        self._reserved += needed
+
+
+def is_made_in_order(bundle: Bundle, each: Making) -> bool:
+    """Whether an output is made from its beginning: encoders' streams, and large files whose parts
+    cannot be checked each."""
+    space = each.output.form.space or 0
+    manifest = bundle.manifest
+    has_streams = any(manifest.streams_of(number) for number in manifest.reach(space))
+    return has_streams or (len(each.segments) == 1 and each.output.form.size > _SMALL)
 
 
 class FileSink:
-    """Writes pieces at their place in a file; runs of zeros stay holes where `sparse`."""
+    """Writes pieces at their places in a file; runs of zeros stay holes where `sparse`."""
 
     def __init__(self, descriptor: int, size: int, sparse: bool) -> None:
         self._descriptor, self._size, self._sparse = descriptor, size, sparse
-        self._offset = 0
 
-    def write(self, pieces: list[Piece]) -> None:
+    def write(self, offset: int, pieces: Sequence[Piece]) -> None:
+        """Write pieces that follow each other from `offset` on; from any thread."""
         run: list[memoryview] = []
-        start = self._offset
+        start = here = offset
         for piece in pieces:
             if isinstance(piece, Zeros) and self._sparse:
                 self._flush(run, start)
-                run, start = [], self._offset + piece.length
+                run, start = [], here + piece.length
             else:
-                run += _views(piece)
-            self._offset += _length(piece)
+                run += views(piece)
+            here += _length(piece)
             if len(run) >= _MAX_IOV:
                 self._flush(run, start)
-                run, start = [], self._offset
+                run, start = [], here
         self._flush(run, start)
 
     def finish(self, artifact: Artifact) -> None:
@@ -227,8 +357,9 @@ class PipeSink:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
-    def write(self, pieces: list[Piece]) -> None:
-        run = [view for piece in pieces for view in _views(piece)]
+    def write(self, pieces: Sequence[Piece]) -> None:
+        """Write pieces, all of them."""
+        run = [view for piece in pieces for view in views(piece)]
         while run:
             run = _after(run, os.writev(self._descriptor, run[:_MAX_IOV]))
 
@@ -247,13 +378,18 @@ def to_pipe(
         DigestMismatch: bytes that were written already are wrong.
     """
     sink = PipeSink(descriptor)
+
+    def make(output: Output) -> None:
+        each = making(bundle, output)
+        _in_order(bundle, each, lambda _, pieces: sink.write(pieces), jobs, progress)
+
     try:
         if len(outputs) == 1:
-            produce(bundle, outputs[0], sink, jobs, progress)
+            make(outputs[0])
             return
         for output in outputs:
             sink.write([memoryview(_tar_header(output))])
-            produce(bundle, output, sink, jobs, progress)
+            make(output)
             sink.write([Zeros(-output.form.size % 512)])
         sink.write([Zeros(1024)])
     except BrokenPipeError:
@@ -275,21 +411,6 @@ def _tar_header(output: Output) -> bytes:
     return member.tobuf(tarfile.PAX_FORMAT)
 
 
-def _hash(state: hashlib._Hash, piece: Piece) -> None:
-    if not isinstance(piece, Zeros):
-        state.update(piece)
-        return
-    for view in _views(piece):
-        state.update(view)
-
-
-def _views(piece: Piece) -> list[memoryview]:
-    if not isinstance(piece, Zeros):
-        return [piece]
-    whole, rest = divmod(piece.length, len(_ZEROS))
-    return [_ZEROS] * whole + ([_ZEROS[:rest]] if rest else [])
-
-
 def _length(piece: Piece) -> int:
     return piece.length if isinstance(piece, Zeros) else len(piece)
 
@@ -303,53 +424,25 @@ def _after(run: list[memoryview], written: int) -> list[memoryview]:
     return []
 
 
-@contextmanager
-def _writer(sink: Sink | None) -> Iterator[Callable[[list[Piece]], None]]:
-    """Runs the sink in a thread of its own, one block ahead of which the caller may be."""
-    if sink is None:
-        yield lambda _: None
-        return
-    waiting: deque[Future[None]] = deque()
-    pool = ThreadPoolExecutor(1)
+class _FileSource:
+    """A file that is there already, as what a Making is made of."""
 
-    def write(pieces: list[Piece]) -> None:
-        waiting.append(pool.submit(sink.write, pieces))
-        if len(waiting) > 1:
-            waiting.popleft().result()
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
 
-    patient = True
-    try:
-        yield write
-        while waiting:
-            waiting.popleft().result()
-    except KeyboardInterrupt:
-        # A pipe whose reader sleeps would hold Ctrl-C up for ever; a file's block is soon written.
-        patient = not isinstance(sink, PipeSink)
-        raise
-    finally:
-        pool.shutdown(wait=patient, cancel_futures=not patient)
+    def pieces(self, offset: int, length: int) -> Iterator[Piece]:
+        """Its bytes; what is cut short fails its digest."""
+        yield memoryview(os.pread(self._descriptor, length, offset))
 
 
-def _is_done(target: Path, form: Form) -> bool:
-    if target.is_symlink() or not target.is_file() or target.stat().st_size != form.size:
+def _is_done(bundle: Bundle, output: Output, target: Path, options: Options) -> bool:
+    """Whether a file is there already, with its digest."""
+    if target.is_symlink() or not target.is_file() or target.stat().st_size != output.form.size:
         return False
     with target.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == form.sha256
-
-
-def _check_space(directory: Path, output: Output, options: Options) -> None:
-    sparse = output.sparse if options.sparse is None else options.sparse
-    needed = output.form.data if sparse else output.form.size
-    try:
-        status = os.statvfs(directory)
-    except OSError as error:
-        raise explain_os_error(error, directory) from error
-    free = status.f_bavail * status.f_frsize
-    if free < needed:
-        raise LimitExceeded(
-            f"{directory}: {output.form.name} needs {needed} bytes and {free} are free; "
-            "free some space, or choose another DEST"
-        )
+        there = Making(output, _FileSource(file.fileno()), segments_of(bundle, output.form))
+        make_side_by_side([there], options.workers, lambda _: None)
+    return there.error is None
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from rehydrator.bundle import contents
-from rehydrator.bundle.manifest import KnownAnswer
+from rehydrator.bundle.chain import encode as encode_chain
+from rehydrator.bundle.manifest import Chain, KnownAnswer
 from rehydrator.bundle.packing import Ledger, PackWriter
 from rehydrator.bundle.published_canonical import guest_ops, image_ops
 from rehydrator.bundle.reader import known_answer
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
+    from rehydrator.bundle.chain import Boundary
     from rehydrator.bundle.live import Live
     from rehydrator.bundle.recovery import Recovered
     from rehydrator.bundle.survey import Survey
@@ -71,17 +73,19 @@ class Stored:
     how: dict[str, Any]
     published: int | None = None
     signature: int | None = None
+    chain: Chain | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What else is published with an image: the compressed file around it with what was found of
-    it, and the bytes of a detached signature."""
+    """What else is known of an image: the compressed file around it with what was found of it, the
+    bytes of a detached signature, and chaining values of the image's digest."""
 
     file: SparseReader | None = None
     recovered: Recovered | None = None
     plain: Reader | None = None
     signature: bytes = b""
+    boundaries: tuple[Boundary, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,7 @@ class Storage:
         return space
 
     def canonical_published(
-        self, file: SparseReader, image: Reader, explanation: Explanation, layout: Layout, signature: bytes
+        self, file: SparseReader, image: Reader, explanation: Explanation, layout: Layout, beside: Beside
     ) -> tuple[int, Stored]:
         """Store a disk as the compressed file that it was published in, which can be one
         (published_canonical.check); the number of its space, and what is stored."""
@@ -158,7 +162,6 @@ class Storage:
                 self._kept[digest_of(file, part)] = Copy(part.packed, published, part.at)
             inner = writer.add_recipe(image_ops(layout, published, self.ledger))
             guest = writer.add_recipe(guest_ops(explanation, inner))
-            beside = Beside(signature=signature)
             how = {
                 "rung": "published",
                 "format": explanation.format,
@@ -221,7 +224,14 @@ class Storage:
         if beside.signature:
             [(at_space, at, length)] = writer.append(beside.signature)
             signature = writer.add_recipe([Copy(length, at_space, at)])
-        return Stored(space, {**how, "cost": self._finish_group(writer)}, published, signature)
+        chain = self._chain(space, beside.boundaries, writer)
+        return Stored(space, {**how, "cost": self._finish_group(writer)}, published, signature, chain)
+
+    def _chain(self, space: int, boundaries: Sequence[Boundary], writer: PackWriter) -> Chain | None:
+        """Store chaining values; of no use where streams, made in order, are in the way."""
+        if not boundaries or self.ledger.needs_streams(space):
+            return None
+        return Chain(*writer.append_frame(encode_chain(boundaries)), len(boundaries))
 
     def _store_published(self, beside: Beside, image: int, writer: PackWriter) -> int:
         """The space of a compressed file around the image in space `image`."""

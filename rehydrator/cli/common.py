@@ -68,6 +68,27 @@ jobs_option = click.option(
 )
 
 
+def parse_size(text: str) -> int:
+    """Bytes, as podman takes them: 512m, 2g; a number alone is bytes."""
+    lower = text.lower().removesuffix("b").removesuffix("i")
+    unit = _UNITS.get(lower[-1:], 0)
+    number = lower[:-1] if unit else lower
+    if not number.isascii() or not number.isdigit():
+        raise click.BadParameter(f"{text!r} is no size; write 512m or 2g", param_hint="--memory")
+    return int(number) << unit
+
+
+_UNITS = {"k": 10, "m": 20, "g": 30}
+
+memory_option = click.option(
+    "--memory",
+    type=parse_size,
+    metavar="SIZE",
+    help="Memory to use, such as 512m, outside of encoders of published forms. "
+    "Default: 300m, and more from five threads on.",
+)
+
+
 def host_arch() -> str:
     """This machine's architecture as stream metadata spells it."""
     machine = platform.machine().lower()
@@ -76,25 +97,32 @@ def host_arch() -> str:
 
 @contextmanager
 def opened(
-    option: str | None, argument: str | None, key: Path | None, tmpdir: Path | None
+    option: str | None, argument: str | None, key: Path | None, tmpdir: Path | None, memory: int = 0
 ) -> Iterator[Bundle]:
-    """The bundle that the user means, its signature checked where there is a key."""
+    """The bundle that the user means, its signature checked where there is a key. `memory`: see
+    trusted()."""
     from rehydrator.oci.reference import open_bundle
 
     with open_bundle(reference_of(option, argument), scratch(tmpdir)) as files:
-        yield trusted(files, key, scratch(tmpdir))
+        yield trusted(files, key, scratch(tmpdir), memory=memory)
 
 
-def trusted(files: Files, key: Path | None, spools: Path, known: Known | None = None) -> Bundle:
+def trusted(
+    files: Files, key: Path | None, spools: Path, known: Known | None = None, memory: int = 0
+) -> Bundle:
     """The bundle in `files`; nothing of it is parsed before a signature fits `key`. What its
-    encoders make is kept in `spools`; `known` has what they made already."""
+    encoders make is kept in `spools`; `known` has what they made already; frames that are kept
+    decoded take a part of `memory` (bytes; 0: the default)."""
     from rehydrator.bundle.reader import Bundle, read_signatures, read_signed
+    from rehydrator.bundle.rehydrate import cache_size
+    from rehydrator.engine import DEFAULT_CACHE
 
     if key:
         from rehydrator.oci.signature import load_public_key, verify
 
         verify(read_signed(files), read_signatures(files).values(), load_public_key(key))
-    return Bundle(files, run=run_filter, spools=spools, known=known)
+    cache = cache_size(memory) if memory else DEFAULT_CACHE
+    return Bundle(files, cache, run=run_filter, spools=spools, known=known)
 
 
 def run_filter(argv: Sequence[str], pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rehydrator.cli import describe, printable
+from rehydrator.cli import printable
 from rehydrator.cli.common import (
     Progress,
     bundle_option,
@@ -19,6 +20,7 @@ from rehydrator.cli.common import (
     jobs_option,
     json_option,
     key_option,
+    memory_option,
     opened,
     selection_options,
     tmpdir_option,
@@ -51,6 +53,8 @@ _WORTH_SAYING = 256 << 20
 @click.option("--overwrite", is_flag=True, help="Replace existing files that are something else.")
 @click.option("--sparse/--no-sparse", default=None, help="Holes for zeros. Default: as the original was.")
 @jobs_option
+@memory_option
+@click.option("-v", "--verbose", is_flag=True, help="Say how digests are checked.")
 @json_option
 def command(
     dest: str,
@@ -61,6 +65,8 @@ def command(
     overwrite: bool,
     sparse: bool | None,
     jobs: int,
+    memory: int | None,
+    verbose: bool,
     as_json: bool,
     **wanted: Any,
 ) -> int:
@@ -70,7 +76,7 @@ def command(
     standard output are a tar archive. Signatures go into DEST beside the published form.
     """
     from rehydrator import host
-    from rehydrator.bundle.rehydrate import Options
+    from rehydrator.bundle.rehydrate import Options, default_memory
     from rehydrator.bundle.selection import select
 
     if not any(wanted[name] for name in ("disks", "names", "every", "iso", "pxe")):
@@ -82,13 +88,30 @@ def command(
     if dest == "-" and sys.stdout.isatty():
         raise UsageError("standard output is a terminal; redirect it to a file or a pipe")
     host.one_arena()
-    with opened(bundle_reference, None, key, tmpdir) as bundle:
+    options = Options(jobs, overwrite, sparse, memory or default_memory(jobs))
+    with opened(bundle_reference, None, key, tmpdir, options.memory) as bundle:
         known = bundle.manifest.artifacts()
         outputs = select(known, **wanted, host_arch=host_arch, form=form or "")
+        if verbose:
+            _say_how(bundle, outputs, options)
         if dest == "-":
             return _to_pipe(bundle, without_signatures(outputs, wanted["names"]), jobs)
         directory = make_directory(Path(dest))
-        return _to_directory(bundle, outputs, directory, Options(jobs, overwrite, sparse), as_json)
+        return _to_directory(bundle, outputs, directory, options, as_json)
+
+
+def _say_how(bundle: Bundle, outputs: Sequence[Output], options: Options) -> None:
+    from rehydrator.bundle.making import segments_of
+    from rehydrator.codecs import sha256
+
+    click.echo(
+        f"{options.workers} threads, {human(options.memory)} of memory; SHA-256 by {sha256.library()}",
+        err=True,
+    )
+    for output in outputs:
+        parts = len(segments_of(bundle, output.form))
+        how = f"in {parts} parts, side by side" if parts > 1 else "in sequence"
+        click.echo(f"{printable(output.form.name)}: hashed {how}", err=True)
 
 
 def without_signatures(outputs: list[Output], names: Sequence[str]) -> list[Output]:
@@ -137,42 +160,37 @@ def _to_pipe(bundle: Bundle, outputs: list[Output], jobs: int) -> int:
 def _to_directory(
     bundle: Bundle, outputs: list[Output], directory: Path, options: Options, as_json: bool
 ) -> int:
-    codes, report = [], []
-    _announce(bundle, outputs, options.jobs)
-    for output in outputs:
-        outcome = _one(bundle, output, directory, options)
-        codes.append(outcome["exit_code"])
-        report.append(outcome)
-        if not as_json:
-            _tell(outcome)
-    if as_json:
-        click.echo(json.dumps(report, indent=2))
-    return worst_exit_code(codes)
-
-
-def _one(bundle: Bundle, output: Output, directory: Path, options: Options) -> dict[str, Any]:
     from rehydrator.bundle.rehydrate import to_directory
 
-    started = time.monotonic()
-    form = output.form
-    progress = Progress(form.name, form.size)
-    outcome: dict[str, Any] = {
-        "file": form.name,
-        "size": form.size,
-        "sha256": form.sha256,
-        "exit_code": 0,
-    }
+    _announce(bundle, outputs, options.jobs)
+    outcomes: dict[str, dict[str, Any]] = {}
+    started, lock = time.monotonic(), threading.Lock()
+    progress = Progress("rehydrating", sum(each.form.size for each in outputs))
+
+    def ended(output: Output, result: str | RehydratorError) -> None:
+        outcome = _outcome(output, result) | {"seconds": round(time.monotonic() - started, 3)}
+        with lock:
+            outcomes[output.form.name] = outcome
+            if not as_json:
+                progress.clear()
+                _tell(outcome)
+
     try:
-        written = to_directory(bundle, output, directory, options, progress.advance)
-        outcome["status"] = "written" if written else "present"
-    except RehydratorError as error:
-        outcome |= {"status": "failed", "error": str(error), "exit_code": error.exit_code}
-    except OSError as error:
-        outcome |= {"status": "failed", "error": describe(error), "exit_code": 1}
+        to_directory(bundle, outputs, directory, options, progress.advance, ended)
     finally:
         progress.clear()
-    outcome["seconds"] = round(time.monotonic() - started, 3)
-    return outcome
+    report = [outcomes[output.form.name] for output in outputs]
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    return worst_exit_code([outcome["exit_code"] for outcome in report])
+
+
+def _outcome(output: Output, result: str | RehydratorError) -> dict[str, Any]:
+    form = output.form
+    outcome: dict[str, Any] = {"file": form.name, "size": form.size, "sha256": form.sha256, "exit_code": 0}
+    if isinstance(result, str):
+        return outcome | {"status": result}
+    return outcome | {"status": "failed", "error": str(result), "exit_code": result.exit_code}
 
 
 def _tell(outcome: dict[str, Any]) -> None:

@@ -28,7 +28,6 @@ from rehydrator.core.errors import RehydratorError, worst_exit_code
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from rehydrator.bundle.manifest import Output
     from rehydrator.bundle.reader import Bundle
 
 
@@ -104,26 +103,24 @@ def check_files(bundle: Bundle, jobs: int) -> list[dict[str, Any]]:
 
 def check_artifacts(bundle: Bundle, jobs: int) -> list[dict[str, Any]]:
     """Everything that can be given back, regenerated and compared with its digest."""
-    from rehydrator.bundle.rehydrate import encoding, produce
+    from rehydrator.bundle.rehydrate import Options, check, check_side_by_side, encoding
 
     outputs = bundle.manifest.outputs()
     progress = Progress("regenerating", sum(each.form.size for each in outputs))
-
-    def work(chosen: Iterable[Output]) -> list[tuple[str, Callable[[], object]]]:
-        return [
-            (
-                each.form.name,
-                partial(produce, bundle, each, None, 1, partial(progress.advance, detail=each.form.name)),
-            )
-            for each in chosen
-        ]
-
     try:
         encoded = [each for each in outputs if encoding(bundle, [each], 1).memory]
         rest = [each for each in outputs if each not in encoded]
+        wrong = check_side_by_side(bundle, rest, Options(jobs), progress.advance)
+        found = [_found(each.form.name, error) for each, error in zip(rest, wrong, strict=True)]
         # Encoders take memory of their own: as many at once as there is room for.
-        found = _side_by_side(work(rest), jobs)
-        return found + _side_by_side(work(encoded), encoding(bundle, encoded, jobs).at_once)
+        work = [
+            (
+                each.form.name,
+                partial(check, bundle, each, 1, partial(progress.advance, detail=each.form.name)),
+            )
+            for each in encoded
+        ]
+        return found + _side_by_side(work, encoding(bundle, encoded, jobs).at_once)
     finally:
         progress.clear()
 
@@ -152,8 +149,14 @@ def _finding(name: str, check: Callable[[], object]) -> dict[str, Any]:
     try:
         check()
     except RehydratorError as error:
-        return {"file": name, "ok": False, "error": str(error), "exit_code": error.exit_code}
-    return {"file": name, "ok": True, "exit_code": 0}
+        return _found(name, error)
+    return _found(name, None)
+
+
+def _found(name: str, error: RehydratorError | None) -> dict[str, Any]:
+    if error is None:
+        return {"file": name, "ok": True, "exit_code": 0}
+    return {"file": name, "ok": False, "error": str(error), "exit_code": error.exit_code}
 
 
 def _tell(report: dict[str, Any], every: bool) -> None:

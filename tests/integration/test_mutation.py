@@ -31,7 +31,7 @@ import pytest
 from backports import zstd
 
 from rehydrator.bundle.reader import HeldChunks
-from rehydrator.bundle.rehydrate import Options, to_directory
+from rehydrator.bundle.rehydrate import Options
 from rehydrator.cli.common import trusted
 from rehydrator.core.errors import HostileInput, NotInBundle, RehydratorError
 from rehydrator.core.ops import Copy, Decode, Rules, Series, SizeTable, Stream, zeros
@@ -40,6 +40,7 @@ from rehydrator.core.recipe import decode_chunk, encode_chunk
 from rehydrator.engine import Machine, OpsSpace
 from rehydrator.oci.reference import open_bundle, parse
 from rehydrator.oci.signature import keygen, load_private_key, sign
+from tests.conftest import rehydrated
 from tests.vectors.draft import Draft, DraftFrame, canonical, read_tree, write_tree
 from tests.vectors.siblings import disk_bytes, make_published, make_siblings
 
@@ -181,7 +182,7 @@ def ask_for_everything(files: Files, key: Path | None, promised: dict[str, str] 
 def _ask(bundle: Bundle, output: Output, directory: Path, promised: dict[str, str] | None) -> int:
     target = directory / output.form.name
     try:
-        to_directory(bundle, output, directory, Options(sparse=True))
+        rehydrated(bundle, output, directory, Options(sparse=True))
     except RehydratorError as error:
         assert list(directory.iterdir()) == []
         return error.exit_code

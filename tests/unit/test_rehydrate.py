@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,9 @@ from rehydrator.bundle.rehydrate import (
     Options,
     PipeSink,
     available_memory,
+    check,
     encoding,
     explain_os_error,
-    produce,
-    to_directory,
     to_pipe,
 )
 from rehydrator.core.digest import sha256_hex
@@ -32,7 +32,7 @@ from rehydrator.core.errors import DigestMismatch, LimitExceeded, RehydratorErro
 from rehydrator.core.ops import Copy, Op, Rules, Stream, StreamRule, zeros
 from rehydrator.core.reader import BytesReader
 from rehydrator.engine import Machine, OpsSpace, ReaderSpace, SpaceReader, Zeros
-from tests.conftest import names_in
+from tests.conftest import names_in, rehydrated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +86,7 @@ WRONG = replace(IMAGE, form=replace(ARTIFACT.image, sha256="0" * 64))
 def test_to_directory(tmp_path: Path, jobs: int, sparse: bool | None) -> None:
     """Bytes, mode, time; holes as the original had them, or as asked for."""
     done: list[int] = []
-    assert to_directory(BUNDLE, IMAGE, tmp_path, Options(jobs, sparse=sparse), done.append)
+    assert rehydrated(BUNDLE, IMAGE, tmp_path, Options(jobs, sparse=sparse), done.append)
     target = tmp_path / "disk.raw"
     assert target.read_bytes() == WHOLE
     status = target.stat()
@@ -94,7 +94,7 @@ def test_to_directory(tmp_path: Path, jobs: int, sparse: bool | None) -> None:
     assert (status.st_blocks * 512 < 1 << 20) is (sparse is not False)
     assert sum(done) == len(WHOLE)
     assert names_in(tmp_path) == ["disk.raw"]
-    assert not to_directory(BUNDLE, IMAGE, tmp_path, Options(jobs))
+    assert not rehydrated(BUNDLE, IMAGE, tmp_path, Options(jobs))
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -102,7 +102,7 @@ def test_a_mismatch_leaves_what_was_there(tmp_path: Path, overwrite: bool) -> No
     """A wrong digest gives no file, and replaces none."""
     (tmp_path / "disk.raw").write_bytes(b"mine")
     with pytest.raises(DigestMismatch if overwrite else RehydratorError, match=r"disk\.raw"):
-        to_directory(BUNDLE, WRONG, tmp_path, Options(overwrite=overwrite))
+        rehydrated(BUNDLE, WRONG, tmp_path, Options(overwrite=overwrite))
     assert (tmp_path / "disk.raw").read_bytes() == b"mine"
     assert names_in(tmp_path) == ["disk.raw"]
 
@@ -114,7 +114,7 @@ def test_a_file_that_appears_meanwhile(tmp_path: Path) -> None:
         (tmp_path / "disk.raw").write_bytes(b"theirs")
 
     with pytest.raises(RehydratorError, match="appeared"):
-        to_directory(BUNDLE, IMAGE, tmp_path, Options(), appear)
+        rehydrated(BUNDLE, IMAGE, tmp_path, Options(), appear)
     assert (tmp_path / "disk.raw").read_bytes() == b"theirs"
     assert names_in(tmp_path) == ["disk.raw"]
 
@@ -126,7 +126,7 @@ def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.EPERM, "no links here")
 
     monkeypatch.setattr(os, "link", refuse)
-    assert to_directory(BUNDLE, IMAGE, tmp_path, Options())
+    assert rehydrated(BUNDLE, IMAGE, tmp_path, Options())
     assert names_in(tmp_path) == ["disk.raw"]
 
 
@@ -137,7 +137,7 @@ def test_interrupted(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        to_directory(BUNDLE, IMAGE, tmp_path, Options(jobs=3), interrupt)
+        rehydrated(BUNDLE, IMAGE, tmp_path, Options(jobs=3), interrupt)
     assert names_in(tmp_path) == []
 
 
@@ -175,29 +175,31 @@ def test_an_interrupt_waits_for_no_encoder(endless: tuple[OneImage, threading.Ev
     threading.Thread(target=interrupt).start()
     before = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        produce(bundle, IMAGE, PipeSink(-1), 2, lambda _: None)
+        to_pipe(bundle, [IMAGE], -1, 2)
     assert time.monotonic() - before < 10
 
 
-@pytest.mark.parametrize("sink", [None, PipeSink(os.open(os.devnull, os.O_WRONLY))])
-def test_one_that_is_wrong_beside_others(sink: PipeSink | None) -> None:
+@pytest.mark.parametrize("is_checked", [True, False])
+def test_one_that_is_wrong_beside_others(is_checked: bool) -> None:
     """The streams of others, who are checked at the same time, go on; where one file is written
     at a time, an error ends them all."""
     bundle = OneImage()
     go_on = threading.Event()
 
-    def make() -> Iterator[bytes]:
+    def encode() -> Iterator[bytes]:
         yield b"a"
         assert go_on.wait(30)
         yield b"b"
 
     streams = bundle.machine.streams
-    assert streams.read("other", 2, make, 0, 1) == b"a"
+    assert streams.read("other", 2, encode, 0, 1) == b"a"
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    make = partial(check, bundle, WRONG) if is_checked else partial(to_pipe, bundle, [WRONG], nowhere)
     with pytest.raises(DigestMismatch):
-        produce(bundle, WRONG, sink, 1, lambda _: None)
+        make(1, lambda _: None)
     go_on.set()
     held = streams._streams.get("other")
-    assert (held is not None and held.read(1, 1) == b"b") is (sink is None)
+    assert (held is not None and held.read(1, 1) == b"b") is is_checked
 
 
 def test_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,12 +212,12 @@ def test_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(os, name, fail)
             with pytest.raises(LimitExceeded, match=r"disk\.raw.*free some"):
-                to_directory(BUNDLE, IMAGE, tmp_path, Options())
+                rehydrated(BUNDLE, IMAGE, tmp_path, Options())
         assert names_in(tmp_path) == []
     vast = replace(ARTIFACT.image, data=1 << 60)
     large = Output(replace(ARTIFACT, image=vast), vast)
     with pytest.raises(LimitExceeded, match=f"{1 << 60} bytes"):
-        to_directory(BUNDLE, large, tmp_path, Options())
+        rehydrated(BUNDLE, large, tmp_path, Options())
 
 
 @pytest.mark.parametrize(
@@ -300,7 +302,7 @@ def test_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: in
     path = tmp_path / "file"
     for sparse in (True, False):
         with path.open("wb") as file:
-            FileSink(file.fileno(), len(expected), sparse).write(pieces)
+            FileSink(file.fileno(), len(expected), sparse).write(0, pieces)
             file.truncate(len(expected))
         assert path.read_bytes() == expected
     monkeypatch.setattr(os, "writev", lambda fd, run: os.write(fd, b"".join(run)[:limit]))

@@ -18,12 +18,13 @@ from backports import zstd
 
 from rehydrator.bundle import manifest
 from rehydrator.bundle.reader import Bundle, check_file
-from rehydrator.bundle.rehydrate import Options, produce, to_directory
+from rehydrator.bundle.rehydrate import Options, check
 from rehydrator.codecs import streams
 from rehydrator.core.errors import HostileInput, RehydratorError, ToolMissing
 from rehydrator.host.filters import run_filter
 from rehydrator.oci.reference import open_bundle, parse
 from rehydrator.store.files import DirectoryFiles
+from tests.conftest import rehydrated
 from tests.vectors import second_reader
 from tests.vectors.draft import read_tree, write_tree
 from tests.vectors.schema import violations
@@ -68,8 +69,8 @@ def first_reader(directory: Path, output: Path) -> dict[str, str]:
     outputs = bundle.manifest.outputs()
     for each in outputs:
         output.joinpath(each.artifact.arch).mkdir(parents=True, exist_ok=True)
-        to_directory(bundle, each, output / each.artifact.arch, Options())
-        produce(bundle, each, None, 1, lambda _: None)
+        rehydrated(bundle, each, output / each.artifact.arch, Options())
+        check(bundle, each, 1, lambda _: None)
     for stored in bundle.manifest.stored_files():
         check_file(bundle.files, stored)
     return {f"{each.artifact.arch}/{each.form.name}": each.form.sha256 for each in outputs}
@@ -121,7 +122,7 @@ def test_image_forms_wait_for_no_stream(tmp_path: Path) -> None:
     second = second_reader.Bundle(directory)
     image, published, signature = bundle.manifest.outputs()
     for each, form in zip((image, signature), second.outputs()[::2], strict=True):
-        assert to_directory(bundle, each, tmp_path, Options())
+        assert rehydrated(bundle, each, tmp_path, Options())
         assert sum(map(len, second.made(form))) == each.form.size
     with pytest.raises(ToolMissing, match=r"disk\.raw\.xz: .* or take disk\.raw by --form image"):
         bundle.open_form(published.artifact, published.form)
