@@ -48,6 +48,7 @@ from rehydrator.host.block_inspection import (
     check,
     confirmation,
     inspect,
+    is_there,
     misfit,
 )
 
@@ -547,7 +548,8 @@ class DeviceSink:
 
     def _explained(self, doing: str, error: OSError) -> RehydratorError:
         """What, where, and what to do. Both ends of the image are zeros, and stay so."""
-        if error.errno in _GONE:
+        # A disk that was unplugged fails as broken ones do (EIO), and sysfs no longer has it.
+        if error.errno in _GONE or not is_there(self.device):
             way = "it is gone; plug it in again, and start anew"
         elif error.errno == errno.ENOSPC:
             way = (

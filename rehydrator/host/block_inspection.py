@@ -125,6 +125,12 @@ def described(
     )
 
 
+def is_there(device: Device) -> bool:
+    """Whether the kernel still has it: not where it was unplugged."""
+    major, minor = device.number
+    return Path(f"/sys/dev/block/{major}:{minor}").exists()
+
+
 def check(device: Device, size: int) -> None:
     """Refuse a device that cannot take an image of `size` bytes, before anybody is asked.
 
