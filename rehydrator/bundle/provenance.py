@@ -22,7 +22,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from rehydrator.bundle.manifest import PackSpace, RecipeSpace
+from rehydrator.bundle.manifest import RecipeSpace
 from rehydrator.core.errors import HostileInput, LimitExceeded
 from rehydrator.core.ops import Copy, Decode, Encode, Stream, is_zeros
 from rehydrator.core.reader import check_span
@@ -117,7 +117,8 @@ def canonical_disks(manifest: Manifest) -> dict[int, int]:
 
 def pack_owners(manifest: Manifest, disks: Iterable[int]) -> list[Owner]:
     """What each pack was written for: that whose recipe lies in it. A pack without recipes is
-    the first one of a disk or file of several packs, and goes with the recipe that reads it."""
+    the first one of a disk or file of several packs, and goes with the recipe that reads it; or
+    nobody reads it, because a file had nothing to add, and goes with one that has no other."""
     owners: dict[int, Owner] = {}
     for disk in disks:
         owners.setdefault(manifest.spaces[disk].pack, Owner("disk", disk))
@@ -125,13 +126,20 @@ def pack_owners(manifest: Manifest, disks: Iterable[int]) -> list[Owner]:
         for form in artifact.forms():
             if form.space is not None:
                 owners.setdefault(manifest.spaces[form.space].pack, Owner("file", place))
-    recipes = {space.pack for space in manifest.spaces if isinstance(space, RecipeSpace)}
-    for space in manifest.spaces:
-        for number in space.inputs if isinstance(space, RecipeSpace) else ():
-            below = manifest.spaces[number]
-            if isinstance(below, PackSpace) and below.pack not in recipes:
-                owners.setdefault(below.pack, owners.get(space.pack, Owner("shared", space.pack)))
-    return [owners.get(number, Owner("shared", number)) for number in range(len(manifest.packs))]
+    recipes = [space for space in manifest.spaces if isinstance(space, RecipeSpace)]
+    own = {space.pack for space in recipes}
+    for space in recipes:
+        for below in (manifest.spaces[number].pack for number in space.inputs):
+            if below not in own:
+                owners.setdefault(below, owners.get(space.pack, Owner("shared", space.pack)))
+    found = set(owners.values())
+    places = range(len(manifest.artifacts()))
+    homeless = iter([place for place in places if Owner("file", place) not in found])
+    for number in range(len(manifest.packs)):
+        if number not in owners:
+            mine = None if number in own else next(homeless, None)
+            owners[number] = Owner("shared", number) if mine is None else Owner("file", mine)
+    return [owners[number] for number in range(len(manifest.packs))]
 
 
 class _Index:

@@ -29,6 +29,7 @@ VERBS = {
     "nbd": "nbd",
     "print-stream-json": "stream_json",
     "rehydrate": "rehydrate",
+    "report": "report",
     "stream": "stream",
     "variants": "variants",
     "verify": "verify",

@@ -370,6 +370,16 @@ def test_pack_without_recipes() -> None:
     assert made.provenance().of_form(0, 2)["own"] == 100
 
 
+def test_pack_of_nothing() -> None:
+    """A file that is a disk that is stored already has an empty pack, and that is what it adds."""
+    made = simple([Copy(100, 0, 0)], [zeros(3), Copy(100, 1, 0)])
+    made.owners.append(Owner("file", 1))
+    made.add(b"", 2)
+    made.add_file(1)
+    assert pack_owners(made.manifest(), [1]) == made.owners
+    assert made.provenance().of_form(1, 1)["canonical"] == 100
+
+
 def test_no_canonical_disk() -> None:
     """A bundle of files that are no disks has no map."""
     made = Drawn(owners=[Owner("file", 0)])
