@@ -65,7 +65,7 @@ def _with_dependencies(modules: Path, names: tuple[str, ...]) -> Iterator[Path]:
         yield from (modules / file for file in table.get(name, []))
 
 
-def boot(image: Path, image_format: str, timeout: float, marker: str = MARKER) -> tuple[bool, str]:
+def boot(image: Path | str, image_format: str, timeout: float, marker: str = MARKER) -> tuple[bool, str]:
     """Start a machine from the disk, emulated; whether the serial console showed `marker` within
     `timeout` seconds, and all that it showed. The image is not written."""
     drive = f"file={image},format={image_format},if=virtio,snapshot=on"
