@@ -9,6 +9,7 @@ in order       blocks made ahead and hashed by workers, and given to one writer;
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -46,6 +47,17 @@ class Source(Protocol):
     """What the bytes come from."""
 
     def pieces(self, offset: int, length: int) -> Iterator[Piece]: ...
+
+
+class FileSource:
+    """A file that is there already, as what a Making is made of."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def pieces(self, offset: int, length: int) -> Iterator[Piece]:
+        """Its bytes; what is cut short fails its digest."""
+        yield memoryview(os.pread(self._descriptor, length, offset))
 
 
 class PlacedSink(Protocol):

@@ -13,7 +13,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from rehydrator.bundle.making import Making, make_in_order, make_side_by_side, making, segments_of, views
+from rehydrator.bundle.making import (
+    FileSource,
+    Making,
+    make_in_order,
+    make_side_by_side,
+    making,
+    segments_of,
+    views,
+)
 from rehydrator.codecs import streams
 from rehydrator.core.errors import LimitExceeded, RehydratorError
 from rehydrator.engine import Zeros
@@ -85,7 +93,7 @@ def check(bundle: Bundle, output: Output, jobs: int, progress: Callable[[int], o
     Raises:
         DigestMismatch: what is made is not what was published.
     """
-    _in_order(bundle, making(bundle, output), lambda *_: None, jobs, progress, alone=False)
+    make_ordered(bundle, making(bundle, output), lambda *_: None, jobs, progress, alone=False)
 
 
 def check_side_by_side(
@@ -111,7 +119,7 @@ def check_side_by_side(
     return [found[number] for number in range(len(outputs))]
 
 
-def _in_order(
+def make_ordered(
     bundle: Bundle,
     each: Making,
     write: Callable[[int, list[Piece]], object],
@@ -120,7 +128,12 @@ def _in_order(
     *,
     alone: bool = True,
 ) -> None:
-    """`alone`: nobody else reads the streams that are encoded for it."""
+    """Make an output in order, and give it to `write`; the streams that it needs are encoded ahead.
+    `alone`: nobody else reads them.
+
+    Raises:
+        DigestMismatch: what was made is not what was published.
+    """
     machine = bundle.machine
     at_once = encoding(bundle, [each.output], jobs).at_once
     end_streams = machine.streams_ahead(each.output.form.space or 0, at_once)
@@ -260,7 +273,7 @@ class _Begun:
     def _one_in_order(self, each: Making, progress: Callable[[int], object]) -> None:
         assert each.sink is not None
         try:
-            _in_order(self._bundle, each, each.sink.write, self._options.jobs, progress)
+            make_ordered(self._bundle, each, each.sink.write, self._options.jobs, progress)
             each.finish()
         except (RehydratorError, OSError) as error:
             each.error = error
@@ -287,7 +300,7 @@ class _Begun:
 
         def finish() -> None:
             sink.finish(output.artifact)
-            _publish(temporary, target, self._options.overwrite)
+            publish(temporary, target, overwrite=self._options.overwrite)
             self._ended(output, "written")
 
         each = replace(opened, sink=sink, finish=finish)
@@ -319,34 +332,35 @@ class FileSink:
     """Writes pieces at their places in a file; runs of zeros stay holes where `sparse`."""
 
     def __init__(self, descriptor: int, size: int, sparse: bool) -> None:
-        self._descriptor, self._size, self._sparse = descriptor, size, sparse
+        self.descriptor, self._size, self.sparse = descriptor, size, sparse
 
     def write(self, offset: int, pieces: Sequence[Piece]) -> None:
         """Write pieces that follow each other from `offset` on; from any thread."""
         run: list[memoryview] = []
         start = here = offset
         for piece in pieces:
-            if isinstance(piece, Zeros) and self._sparse:
-                self._flush(run, start)
+            if isinstance(piece, Zeros) and self.sparse:
+                self.flush(run, start)
                 run, start = [], here + piece.length
             else:
                 run += views(piece)
             here += _length(piece)
             if len(run) >= _MAX_IOV:
-                self._flush(run, start)
+                self.flush(run, start)
                 run, start = [], here
-        self._flush(run, start)
+        self.flush(run, start)
 
     def finish(self, artifact: Artifact) -> None:
         """Size, mode and time as recorded, and all of it on the disk."""
-        os.ftruncate(self._descriptor, self._size)
-        os.fchmod(self._descriptor, artifact.mode)
-        os.utime(self._descriptor, (artifact.mtime, artifact.mtime))
-        os.fsync(self._descriptor)
+        os.ftruncate(self.descriptor, self._size)
+        os.fchmod(self.descriptor, artifact.mode)
+        os.utime(self.descriptor, (artifact.mtime, artifact.mtime))
+        os.fsync(self.descriptor)
 
-    def _flush(self, run: list[memoryview], start: int) -> None:
+    def flush(self, run: list[memoryview], start: int) -> None:
+        """Write some bytes that follow each other."""
         while run:
-            written = os.pwritev(self._descriptor, run[:_MAX_IOV], start)
+            written = os.pwritev(self.descriptor, run[:_MAX_IOV], start)
             start += written
             run = _after(run, written)
 
@@ -381,7 +395,7 @@ def to_pipe(
 
     def make(output: Output) -> None:
         each = making(bundle, output)
-        _in_order(bundle, each, lambda _, pieces: sink.write(pieces), jobs, progress)
+        make_ordered(bundle, each, lambda _, pieces: sink.write(pieces), jobs, progress)
 
     try:
         if len(outputs) == 1:
@@ -424,23 +438,12 @@ def _after(run: list[memoryview], written: int) -> list[memoryview]:
     return []
 
 
-class _FileSource:
-    """A file that is there already, as what a Making is made of."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def pieces(self, offset: int, length: int) -> Iterator[Piece]:
-        """Its bytes; what is cut short fails its digest."""
-        yield memoryview(os.pread(self._descriptor, length, offset))
-
-
 def _is_done(bundle: Bundle, output: Output, target: Path, options: Options) -> bool:
     """Whether a file is there already, with its digest."""
     if target.is_symlink() or not target.is_file() or target.stat().st_size != output.form.size:
         return False
     with target.open("rb") as file:
-        there = Making(output, _FileSource(file.fileno()), segments_of(bundle, output.form))
+        there = Making(output, FileSource(file.fileno()), segments_of(bundle, output.form))
         make_side_by_side([there], options.workers, lambda _: None)
     return there.error is None
 
@@ -464,7 +467,7 @@ def _temporary(directory: Path, name: str) -> Iterator[tuple[int, Path]]:
             temporary.unlink()
 
 
-def _publish(temporary: Path, target: Path, overwrite: bool) -> None:
+def publish(temporary: Path, target: Path, *, overwrite: bool) -> None:
     """Give the finished file its name; without `overwrite` never over another file."""
     try:
         if overwrite:

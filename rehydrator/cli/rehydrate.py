@@ -51,6 +51,12 @@ _WORTH_SAYING = 256 << 20
     help="As an image (default), or byte for byte as published, compression and signature included.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace existing files that are something else.")
+@click.option(
+    "--in-place",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Turn FILE, an older image, into the one asked for; it is called *.bad until it is verified.",
+)
 @click.option("--sparse/--no-sparse", default=None, help="Holes for zeros. Default: as the original was.")
 @jobs_option
 @memory_option
@@ -63,6 +69,7 @@ def command(
     tmpdir: Path | None,
     form: str | None,
     overwrite: bool,
+    in_place: Path | None,
     sparse: bool | None,
     jobs: int,
     memory: int | None,
@@ -83,6 +90,8 @@ def command(
         raise UsageError("name what to rehydrate: --disk PLATFORM, --file NAME, --iso, --pxe or --all")
     if not dest:
         raise UsageError("DEST is empty; name a directory, or - for standard output")
+    if dest == "-" and in_place:
+        raise UsageError("--in-place needs a directory, not standard output")
     if dest == "-" and sys.stdout is None:
         raise UsageError("standard output is closed; redirect it to a file or a pipe")
     if dest == "-" and sys.stdout.isatty():
@@ -97,6 +106,8 @@ def command(
         if dest == "-":
             return _to_pipe(bundle, without_signatures(outputs, wanted["names"]), jobs)
         directory = make_directory(Path(dest))
+        if in_place:
+            return _in_place(bundle, outputs, in_place, directory, options, as_json)
         return _to_directory(bundle, outputs, directory, options, as_json)
 
 
@@ -183,6 +194,32 @@ def _to_directory(
     if as_json:
         click.echo(json.dumps(report, indent=2))
     return worst_exit_code([outcome["exit_code"] for outcome in report])
+
+
+def _in_place(
+    bundle: Bundle, outputs: list[Output], old: Path, directory: Path, options: Options, as_json: bool
+) -> int:
+    from rehydrator.bundle.in_place import update
+
+    if len(outputs) != 1:
+        raise UsageError(f"--in-place makes one image, and {len(outputs)} are asked for")
+    [output] = outputs
+    if not old.exists():
+        raise UsageError(f"--in-place {old}: no such file")
+    _announce(bundle, outputs, options.jobs)
+    started, progress = time.monotonic(), Progress(output.form.name, output.form.size)
+    try:
+        right = update(bundle, output, old, directory, options, progress.advance)
+    finally:
+        progress.clear()
+    seconds = round(time.monotonic() - started, 3)
+    outcome = _outcome(output, "updated") | {"right_before": right, "seconds": seconds}
+    if as_json:
+        click.echo(json.dumps([outcome], indent=2))
+    else:
+        before = f"{human(right)} of {human(output.form.size)} were right already"
+        click.echo(f"{printable(output.form.name)}: updated, sha256 verified; {before}", err=True)
+    return 0
 
 
 def _outcome(output: Output, result: str | RehydratorError) -> dict[str, Any]:
