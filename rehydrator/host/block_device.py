@@ -226,12 +226,13 @@ class DeviceSink:
         # Threads that read or write.
         self._running: set[int] = set()
         self._taken = 0
-        self._zeroed = self._closed = self._failed = self._shown = self._committed = False
+        self._zeroed = self._closed = self._failed = self._dirty = self._committed = False
 
     # --- what is there before anything is written
 
     def clear(self, *, discard: bool) -> None:
         """Zeros at the beginning and at the end, and where the device can, everywhere between."""
+        self._dirty = True
         self._blank()
         if discard and len(self._middle):
             self._zeroed = self._punches() and self._punch_all()
@@ -252,13 +253,14 @@ class DeviceSink:
         for offset, length in self._blanks():
             self._to_device(offset, memoryview(_ZEROS)[:length])
         self._flush()
-        self._shown = False
+        self._dirty = False
 
     def _punches(self) -> bool:
         """Whether a hole at the beginning is zeros afterwards, where something else was before."""
         length = len(self._held[0][1])
         buffer = self._buffer()
         buffer[:length] = b"\xa5" * length
+        self._dirty = True
         self._to_device(0, buffer[:length])
         self._flush()
         return self._punch(0, length) and self._is_zero(0, length)
@@ -377,7 +379,7 @@ class DeviceSink:
 
     def _show(self) -> None:
         """Both ends onto the device, and back for comparison."""
-        self._shown = True
+        self._dirty = True
         (_, head), (last, tail) = self._held
         first = min(_FIRST, len(head))
         for offset, view in ((last, tail), (first, head[first:]), (0, head[:first])):
@@ -464,7 +466,7 @@ class DeviceSink:
             self._changed.wait_for(lambda: not self._running)
         if not self._committed:
             with suppress(RehydratorError):
-                if self._shown:
+                if self._dirty:
                     self._blank()
             self._reread()
 

@@ -221,7 +221,12 @@ def _uses(folders: list[Path], sysfs: Path, proc: Path) -> list[str]:
         for folder in folders
         for holder in sorted(_entries(folder / "holders"))
     ]
-    return [*reasons, *swaps, *held]
+    loops = [
+        f"{names[number]} is held by {_name(loop)}; losetup -d it first"
+        for number, loop in _loops(sysfs)
+        if number in names
+    ]
+    return [*reasons, *swaps, *held, *loops]
 
 
 def _held_by(sysfs: Path, holder: str) -> str:
@@ -253,6 +258,15 @@ def _swaps(proc: Path) -> Iterator[str]:
         number = _block_number(_unescaped(line.split(" ")[0].split("\t")[0]))
         if number:
             yield number
+
+
+def _loops(sysfs: Path) -> Iterator[tuple[str, Path]]:
+    """Device numbers that loop devices stand on: the kernel does not take those for held."""
+    for name in _entries(sysfs / "block"):
+        if name.startswith("loop"):
+            number = _block_number(_text(sysfs / "block" / name / "loop" / "backing_file"))
+            if number:
+                yield number, sysfs / "block" / name
 
 
 def _block_number(name: str) -> str:

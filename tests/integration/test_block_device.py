@@ -284,6 +284,17 @@ def test_a_disk_of_swap_is_refused(loops: Loops) -> None:
         run("swapoff", node)
 
 
+def test_a_disk_below_a_loop_device_is_refused(loops: Loops) -> None:
+    """A loop device that stands on a disk keeps it, though the kernel would let it go."""
+    node, _ = loops.disk(2 * MIB)
+    above = loops.attach(node)
+    assert refused(node) == (
+        f"{node}: nothing was written: {node.name} is held by {above.name}; losetup -d it first"
+    )
+    run("losetup", "-d", above)
+    assert inspect(node).why_not == []
+
+
 def test_what_others_hold_is_refused(loops: Loops) -> None:
     """A device that another program has for itself, or has locked, is refused; a second rehydrate
     to the same device, too."""

@@ -479,6 +479,22 @@ def test_holes_are_holes(tmp_path: Path) -> None:
         assert path.stat().st_blocks * 512 <= 2 * MIB + 64 * KIB
 
 
+class Interrupted(DeviceSink):
+    """A user presses Ctrl-C while the disk is being tried out."""
+
+    def _punch(self, offset: int, length: int) -> bool:
+        raise KeyboardInterrupt
+
+
+def test_interrupted_at_the_very_beginning(tmp_path: Path) -> None:
+    """Nothing of the trial, nor of the old system, is left at the ends."""
+    with sink_on(tmp_path, 3 * MIB, 6 * MIB, kind=Interrupted) as (sink, path):
+        with pytest.raises(KeyboardInterrupt):
+            sink.clear(discard=True)
+        assert path.read_bytes()[:MIB] != bytes(MIB)
+    assert path.read_bytes() == bytes(MIB) + OLD * MIB + bytes(MIB) + OLD * 2 * MIB + bytes(MIB)
+
+
 class Forgetful(DeviceSink):
     """A device that loses what is written to its beginning."""
 
