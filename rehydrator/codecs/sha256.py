@@ -41,9 +41,15 @@ class _Context(ctypes.Structure):
 
 
 class _Buffer(ctypes.Structure):
-    """CPython's Py_buffer, whose first field is the address (C API, buffer protocol)."""
+    """CPython's Py_buffer, which begins with the address, its owner and the bytes (C API, buffer
+    protocol)."""
 
-    _fields_ = (("buf", ctypes.c_void_p), ("rest", ctypes.c_void_p * 15))
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("len", ctypes.c_ssize_t),
+        ("rest", ctypes.c_void_p * 13),
+    )
 
 
 class Sha256:
@@ -71,7 +77,7 @@ class Sha256:
         view = _Buffer()
         _get_buffer(data, ctypes.byref(view), 0)
         try:
-            self._update(ctypes.byref(self._context), view.buf, len(data))
+            self._update(ctypes.byref(self._context), view.buf, view.len)
         finally:
             _release_buffer(ctypes.byref(view))
 
@@ -95,10 +101,14 @@ def is_available() -> bool:
 
 def library() -> str:
     """What hashes here, in words."""
-    import ssl
+    try:
+        import ssl
 
+        linked = ssl.OPENSSL_VERSION
+    except ImportError:
+        linked = "Python without OpenSSL"
     how = "chaining values" if is_available() else "hashlib alone, in sequence"
-    return f"{ssl.OPENSSL_VERSION} ({how})"
+    return f"{linked} ({how})"
 
 
 _get_buffer = ctypes.pythonapi.PyObject_GetBuffer
@@ -127,8 +137,10 @@ def _library() -> _Library | None:
 
 def _of_hashlib() -> str:
     """The module behind hashlib: symbols of the libcrypto that it is linked with are found through it."""
-    import _hashlib
-
+    try:
+        import _hashlib
+    except ImportError:
+        return ""
     return str(getattr(_hashlib, "__file__", "") or "")
 
 
