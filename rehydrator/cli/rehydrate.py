@@ -39,7 +39,7 @@ _WORTH_SAYING = 256 << 20
 
 
 @click.command("rehydrate", short_help="Give images back.")
-@click.argument("dest", metavar="DEST|-")
+@click.argument("dest", metavar="DEST|-|DEVICE")
 @bundle_option
 @key_option
 @tmpdir_option
@@ -57,6 +57,7 @@ _WORTH_SAYING = 256 << 20
     metavar="FILE",
     help="Turn FILE, an older image, into the one asked for; it is called *.bad until it is verified.",
 )
+@click.option("--yes", is_flag=True, help="Write to a block device without asking.")
 @click.option("--sparse/--no-sparse", default=None, help="Holes for zeros. Default: as the original was.")
 @jobs_option
 @memory_option
@@ -70,6 +71,7 @@ def command(
     form: str | None,
     overwrite: bool,
     in_place: Path | None,
+    yes: bool,
     sparse: bool | None,
     jobs: int,
     memory: int | None,
@@ -77,10 +79,11 @@ def command(
     as_json: bool,
     **wanted: Any,
 ) -> int:
-    """Write images into the directory DEST, or to standard output (-).
+    """Write images into the directory DEST, to standard output (-), or one onto a whole disk (DEVICE).
 
     A file in DEST gets its name when its digest was verified, not before. Several images on
-    standard output are a tar archive. Signatures go into DEST beside the published form.
+    standard output are a tar archive. Signatures go into DEST beside the published form. A disk gets
+    its first and last bytes when the digest was verified.
     """
     from rehydrator import host
     from rehydrator.bundle.rehydrate import Options, default_memory
@@ -105,6 +108,10 @@ def command(
             _say_how(bundle, outputs, options)
         if dest == "-":
             return _to_pipe(bundle, without_signatures(outputs, wanted["names"]), jobs)
+        if Path(dest).is_block_device():
+            from rehydrator.cli.rehydrate_device import to_device
+
+            return to_device(bundle, outputs, Path(dest), options, yes=yes, as_json=as_json)
         directory = make_directory(Path(dest))
         if in_place:
             return _in_place(bundle, outputs, in_place, directory, options, as_json)
