@@ -14,7 +14,7 @@ from math import isqrt
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rehydrator.codecs import sha256
@@ -99,6 +99,7 @@ def test_the_initial_value() -> None:
     assert Sha256().state() == INITIAL
 
 
+@settings(deadline=None)
 @given(length=st.integers(0, len(DATA)), data=st.data())
 def test_any_split(length: int, data: st.DataObject) -> None:
     """Parts between multiples of 64, each from the value before it, in pieces of any size: each comes
