@@ -341,7 +341,7 @@ class Machine:
         span itself."""
         while length:
             target = self.space(space)
-            if not isinstance(target, Recipe):
+            if not isinstance(target, Recipe) or offset + length > target.size:
                 break
             op, start = target.op_at(offset)
             if not isinstance(op, Copy) or start + op.length < offset + length:
@@ -371,6 +371,8 @@ class Machine:
         if isinstance(op, Encode):
             rule = _rule(self.rules.encodes, op.rule)
             ends = self.unit_ends(rule.table)
+            if op.index + op.count >= len(ends):
+                return None
             unit = bisect_right(ends, ends[op.index] + offset, op.index, op.index + op.count) - 1
             return rule.input, op.offset + (unit - op.index) * rule.unit
         if isinstance(op, Decode):

@@ -152,7 +152,13 @@ def make_side_by_side(makings: Sequence[Making], workers: int, progress: Callabl
 
 
 def _home(source: Source, offset: int) -> tuple[int, int]:
-    return source.machine.home(source.space, offset) if isinstance(source, SpaceReader) else (0, offset)
+    if not isinstance(source, SpaceReader):
+        return 0, offset
+    try:
+        return source.machine.home(source.space, offset)
+    except (RehydratorError, OSError):
+        # It fails again, and alone, when it is made.
+        return 0, offset
 
 
 def _attempt(

@@ -38,6 +38,8 @@ from rehydrator.streaming import Room
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from rehydrator.engine import Space
+
 UNIT = 4096
 PLAIN = random.Random(3).randbytes(1000) * 20
 SIZES = []
@@ -324,3 +326,127 @@ def test_streams_of_streams_find_room() -> None:
         2: OpsSpace([Stream(len(made), 2, 0, large)]),
     }
     assert made == Machine(spaces, rules, room=Room(1, [1, 2, 3])).read(2, 0, len(made))
+
+
+# --- what siblings have in common
+
+
+GUEST_RULES = Rules(
+    tables=(SizeTable(1, 2, 1),),
+    encodes=tuple(
+        EncodeRule("zlib", (("level", level), ("memlevel", 8), ("wbits", 15)), space, unit, 0, framing)
+        for space, unit, framing, level in (
+            (2, UNIT, Framing(), 6),
+            (3, UNIT, Framing(b"GRAN", (), 512), 6),
+            (4, UNIT, Framing(), 6),
+            (2, UNIT // 2, Framing(), 6),
+            (2, UNIT, Framing(), 1),
+        )
+    ),
+)
+
+
+def guests() -> dict[int, Space]:
+    """Space 0 plain bytes; 1 sizes; 2 a copy of 0; 3 a copy of that behind a header; 4 the same disk
+    with a byte of its own in its second unit, and cut short within its last one."""
+    last = len(PLAIN) // UNIT * UNIT + 100
+    return {
+        0: ReaderSpace(BytesReader(PLAIN)),
+        1: ReaderSpace(BytesReader(b"\0\2" * 16)),
+        2: OpsSpace([Copy(len(PLAIN), 0, 0)]),
+        3: OpsSpace([Copy(2 * UNIT, 2, 0), Copy(len(PLAIN) - 2 * UNIT, 2, 2 * UNIT)]),
+        4: OpsSpace([Copy(UNIT + 5, 0, 0), Series(1, 9, 0, 1, "little"), Copy(last - UNIT - 6, 0, UNIT + 6)]),
+    }
+
+
+def zlib_unit(plain: bytes, level: int = 6) -> bytes:
+    return zlib.compress(plain.ljust(UNIT, b"\0"), level)
+
+
+def test_equal_units_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units that siblings copy from one place are encoded once, however they are framed; another byte,
+    another length, another size of units and other parameters are encoded anew."""
+    under_test = Machine(guests(), GUEST_RULES)
+    asked: list[bytes] = []
+    encode = under_test._packed
+
+    def counted(rule: EncodeRule, offset: int, inside: int) -> bytes:
+        asked.append(b"")
+        return encode(rule, offset, inside)
+
+    monkeypatch.setattr(under_test, "_packed", counted)
+
+    def unit(rule: int, offset: int, expected: bytes) -> int:
+        """Encode one, compare, and say how many encoders ran for it."""
+        before = len(asked)
+        assert under_test.encode_unit(rule, offset, len(expected)) == expected
+        return len(asked) - before
+
+    last = len(PLAIN) // UNIT * UNIT
+    framed = b"GRAN" + zlib_unit(PLAIN[:UNIT])
+    altered = PLAIN[UNIT : UNIT + 5] + b"\x09" + PLAIN[UNIT + 6 : 2 * UNIT]
+    assert unit(0, 0, zlib_unit(PLAIN[:UNIT])) == 1
+    assert unit(1, 0, framed + bytes(-len(framed) % 512)) == 0
+    assert unit(2, 0, zlib_unit(PLAIN[:UNIT])) == 0
+    assert unit(2, UNIT, zlib_unit(altered)) == 1
+    assert unit(0, UNIT, zlib_unit(PLAIN[UNIT : 2 * UNIT])) == 1
+    assert unit(0, last, zlib_unit(PLAIN[last:])) == 1
+    assert unit(2, last, zlib_unit(PLAIN[last : last + 100])) == 1
+    assert unit(3, 0, zlib.compress(PLAIN[: UNIT // 2], 6)) == 1
+    assert unit(4, 0, zlib_unit(PLAIN[:UNIT], 1)) == 1
+    assert unit(0, last + UNIT, zlib_unit(b"")) == 1
+    assert unit(1, last + 3 * UNIT, (b"GRAN" + zlib_unit(b"")).ljust(512, b"\0")) == 1
+
+
+@pytest.mark.parametrize("size", [1000, len(PLAIN)])
+def test_units_outside_of_what_is_copied(size: int) -> None:
+    """A unit whose plain bytes are copied from outside of a space is refused, as any such span is."""
+    far = OpsSpace([Copy(UNIT, 2, 1 << 40)])
+    under_test = Machine({**guests(), 4: far, 3: OpsSpace([Copy(UNIT, 2, len(PLAIN) - 9)])}, GUEST_RULES)
+    for rule in (1, 2):
+        with pytest.raises(HostileInput, match="outside"):
+            under_test.encode_unit(rule, 0, size)
+
+
+def test_origin() -> None:
+    """The lowest space that a span is one copy of, and where; else the span itself."""
+    under_test = Machine(guests(), GUEST_RULES)
+    assert under_test.origin(3, 0, UNIT) == (0, 0)
+    assert under_test.origin(3, 2 * UNIT + 7, 100) == (0, 2 * UNIT + 7)
+    assert under_test.origin(3, 2 * UNIT - 1, 2) == (3, 2 * UNIT - 1)
+    assert under_test.origin(4, UNIT, UNIT) == (4, UNIT)
+    assert under_test.origin(4, UNIT + 6, 10) == (0, UNIT + 6)
+    assert under_test.origin(4, UNIT + 5, 1) == (4, UNIT + 5)
+    assert under_test.origin(0, 9, 9) == (0, 9)
+    assert under_test.origin(3, 50, 0) == (3, 50)
+    assert under_test.origin(3, len(PLAIN), 1) == (3, len(PLAIN))
+
+
+def test_home() -> None:
+    """What a place is made of: through copies and encoders, past what is made of nothing."""
+    ends = [512 * k for k in range(17)]
+    spaces = guests() | {
+        5: OpsSpace([zeros(100), Series(8, 1, 1, 4, "big"), Encode(ends[4], 1, UNIT, 3, 4), zeros(9)]),
+        6: OpsSpace([Copy(50, 5, 0), Copy(3000, 5, 100)]),
+        7: OpsSpace([zeros(5)] * 200),
+    }
+    under_test = Machine(spaces, GUEST_RULES)
+    assert under_test.home(5, 0) == (0, UNIT)
+    assert under_test.home(5, 107 + 512) == (0, UNIT)
+    assert under_test.home(5, 108 + 512) == (0, 2 * UNIT)
+    assert under_test.home(5, 108 + 2047) == (0, 4 * UNIT)
+    assert under_test.home(5, 108 + 2048) == (5, 108 + 2048 + 9)
+    assert under_test.home(6, 10) == (0, UNIT)
+    assert under_test.home(4, UNIT + 5) == (0, UNIT + 6)
+    assert under_test.home(0, 77) == (0, 77)
+    # As far as anybody looks.
+    assert under_test.home(7, 0) == (7, 5 * 64)
+
+
+@pytest.mark.parametrize(
+    "op", [Encode(512, 1, 0, 99, 1), Encode(512, 1, 0, 0, 99), Copy(9, 2, 1 << 40), Copy(9, 2, len(PLAIN))]
+)
+def test_the_home_of_nonsense(op: Op) -> None:
+    """It is only asked for to put things in order, so it is somewhere, whatever a recipe says."""
+    under_test = Machine({**guests(), 5: OpsSpace([op, zeros(1)])}, GUEST_RULES)
+    assert under_test.home(5, 0)[0] in {2, 5}
