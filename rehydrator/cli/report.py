@@ -155,7 +155,7 @@ def _packs(bundle: Bundle, provenance: Provenance) -> list[dict[str, Any]]:
 
 def _kept_for(provenance: Provenance, owner: Owner) -> dict[str, Any]:
     if owner.kind == "file":
-        return {"kind": "file", "file": provenance.manifest.artifacts()[owner.number].image.name}
+        return {"kind": "file", "file": owner.number}
     if owner.kind == "disk":
         return {"kind": "disk", "disk": list(provenance.disks).index(owner.number) + 1}
     return {"kind": "shared"}
@@ -205,15 +205,11 @@ def _file(bundle: Bundle, provenance: Provenance, place: int, artifact: Artifact
 
 def _map(provenance: Provenance, disk: int) -> dict[str, Any]:
     """A map: columns as [start, end, folded, bytes of data] with their origins, and for groups of
-    files that read the same how much of each column's data they read."""
+    files that read the same, by their places, how much of each column's data they read."""
     found = provenance.disk_map(disk, _COLUMNS)
-    artifacts = provenance.manifest.artifacts()
     return {
         "disk": list(provenance.disks).index(disk) + 1,
         "columns": [[each.start, each.end, each.hole, each.data] for each in found.columns],
         "origins": [list(each.origins.values()) for each in found.columns],
-        "rows": [
-            {"files": [artifacts[place].image.name for place in row.files], "read": list(row.read)}
-            for row in found.rows
-        ],
+        "rows": [{"files": list(row.files), "read": list(row.read)} for row in found.rows],
     }

@@ -149,9 +149,11 @@ def test_map_of_siblings(found: dict[str, Any]) -> None:
     """The canonical file reads all data of its disk, stamped siblings all but their stamps, and a
     file that is no disk has no row."""
     disk, four_k = found["maps"]
-    assert [row["files"] for row in four_k["rows"]] == [["demo-1.0.0-metal4k.x86_64.raw"]]
+    name_of = [each["file"] for each in found["files"]]
+    names_of = [[name_of[place] for place in row["files"]] for row in four_k["rows"]]
+    assert names_of == [["demo-1.0.0-metal4k.x86_64.raw"]]
     data = sum(column[3] for column in disk["columns"])
-    read = {name: sum(row["read"]) for row in disk["rows"] for name in row["files"]}
+    read = {name_of[place]: sum(row["read"]) for row in disk["rows"] for place in row["files"]}
     assert read[found["disks"][0]["of"]] == data
     names = {f"demo-1.0.0-{each}" for each in ("aws.x86_64.vmdk", "gcp.x86_64.tar", "azure.x86_64.vhd")}
     assert names <= set(read)
