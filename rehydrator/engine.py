@@ -349,6 +349,22 @@ class Machine:
             space, offset = op.space, op.offset + offset - start
         return space, offset
 
+    def copied(self, space: int, offset: int, length: int) -> Iterator[tuple[int, int, int, int]]:
+        """Which bytes of a span are copies: (space, offset there, length, offset here) of the lowest
+        spaces that they are copied from."""
+        target, end = self.space(space), offset + length
+        if not isinstance(target, Recipe):
+            yield space, offset, length, offset
+            return
+        while offset < end:
+            op, start = target.op_at(offset)
+            taken = min(end, start + op.length) - offset
+            if isinstance(op, Copy):
+                from_ = op.offset + offset - start
+                for below, at, part, place in self.copied(op.space, from_, taken):
+                    yield below, at, part, offset + place - from_
+            offset += taken
+
     def home(self, space: int, offset: int) -> tuple[int, int]:
         """The lowest space, and about the place in it, that the bytes from `offset` on are made of.
         What has its home at one place costs the same frames."""

@@ -48,6 +48,7 @@ MAX_DEPTH = 16
 MAX_UNIT = 8 << 20
 MAX_SIZE = 1 << 60
 MAX_FILE_NAME = 255
+PLAIN_DIGEST = 16
 MAX_BOUNDARIES = 128
 CHAIN_RECORD = 40
 
@@ -56,6 +57,7 @@ _DOCUMENT = re.compile(r"streams/[A-Za-z0-9][A-Za-z0-9._-]{0,200}\Z")
 _NAME = re.compile(r"[^/\x00-\x1f\x7f-\x9f]{1,255}\Z")
 _HOW_TEXTS = ("rung", "format")
 _HOW_OBJECTS = ("facts", "encoders", "bytes")
+_PLAIN = re.compile(r"(?:[0-9a-f]{32}){1,65536}\Z")
 _HEX = re.compile(r"(?:[0-9a-f]{2}){0,4096}\Z")
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}\Z")
 
@@ -71,12 +73,14 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """A pack file and where its index lies in it; `index_digest` is BLAKE2b-256 in hex."""
+    """A pack file and where its index lies in it; `index_digest` is BLAKE2b-256 in hex. `plain` has
+    the first 16 bytes of the BLAKE2b-256 of what each data frame decodes to, if it is there."""
 
     stored: StoredFile
     index_offset: int
     index_length: int
     index_digest: str
+    plain: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,12 +387,15 @@ def _stored_json(stored: StoredFile) -> dict[str, Any]:
 def _pack(item: Object) -> Pack:
     index = item.object("index")
     digest = parse_sha256(index.text("digest"), index.where)
-    return Pack(_stored(item, _PACK), index.number("offset"), index.number("length"), digest)
+    plain = bytes.fromhex(item.text("plain", _PLAIN)) if item.has("plain") else b""
+    digests = tuple(plain[at : at + PLAIN_DIGEST] for at in range(0, len(plain), PLAIN_DIGEST))
+    return Pack(_stored(item, _PACK), index.number("offset"), index.number("length"), digest, digests)
 
 
 def _pack_json(pack: Pack) -> dict[str, Any]:
     index = {"offset": pack.index_offset, "length": pack.index_length, "digest": pack.index_digest}
-    return {**_stored_json(pack.stored), "index": index}
+    stated = {**_stored_json(pack.stored), "index": index}
+    return {**stated, "plain": b"".join(pack.plain).hex()} if pack.plain else stated
 
 
 def _space(item: Object) -> PackSpace | RecipeSpace:

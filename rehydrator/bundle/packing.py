@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rehydrator.bundle.manifest import Pack, PackSpace, RecipeSpace, StoredFile
+from rehydrator.bundle.manifest import PLAIN_DIGEST, Pack, PackSpace, RecipeSpace, StoredFile
 from rehydrator.bundle.reader import spaces_of
 from rehydrator.core.digest import frame_digest
 from rehydrator.core.ops import (
@@ -48,6 +48,13 @@ MAX_PACK = 960 << 20
 
 # Recipes and tables are small: they always get the best level.
 _RECIPE_LEVEL = 19
+
+
+# What somebody may have at hand, and need not read here.
+_WORTH_A_SEED = 4 << 20
+
+# Codec and bytes of a frame, and the digest of what it decodes to.
+_Made = tuple[int, bytes, bytes]
 
 
 @dataclass
@@ -106,13 +113,17 @@ class _PackFile:
         self.path, self.number, self.space = path, number, space
         self.plain = 0
         self.frames: list[Frame] = []
+        self._digests: list[bytes] = []
         self._file: BinaryIO = path.open("xb")
         self._offset = 0
         self._hash = hashlib.sha256()
 
-    def write(self, frame: tuple[int, int, int, int], codec: int, stored: bytes) -> None:
+    def write(self, frame: tuple[int, int, int, int], made: _Made) -> None:
         kind, planes, start, plain = frame
+        codec, stored, plain_digest = made
         digest = frame_digest(stored)
+        if kind == DATA:
+            self._digests.append(plain_digest)
         self.frames.append(Frame(kind, codec, planes, start, self._offset, len(stored), plain, digest))
         self._put(stored)
 
@@ -121,7 +132,8 @@ class _PackFile:
         self._put(index)
         self._file.close()
         stored = StoredFile(name, self._offset, self._hash.hexdigest())
-        return Pack(stored, offset, len(index), frame_digest(index).hex())
+        digests = tuple(self._digests) if self.plain >= _WORTH_A_SEED else ()
+        return Pack(stored, offset, len(index), frame_digest(index).hex(), digests)
 
     def close(self) -> None:
         self._file.close()
@@ -140,7 +152,7 @@ class PackWriter:
     ) -> None:
         self._root, self._ledger, self._level = root, ledger, level
         self._pool, self._ahead, self._frame_size = pool, ahead, frame_size
-        self._waiting: deque[tuple[_PackFile, tuple[int, int, int, int], Future[tuple[int, bytes]]]] = deque()
+        self._waiting: deque[tuple[_PackFile, tuple[int, int, int, int], Future[_Made]]] = deque()
         self._buffer = bytearray()
         self._open: list[_PackFile] = []
         self._frames = 0
@@ -232,7 +244,7 @@ class PackWriter:
         self._begin()
 
     def _submit(self, kind: int, planes: int, start: int, plain: bytes, level: int) -> None:
-        future = self._pool.submit(encode_frame, plain, level, planes)
+        future = self._pool.submit(_encoded, plain, level, planes)
         self._waiting.append((self._current, (kind, planes, start, len(plain)), future))
         self._frames += 1
         self._drain(self._ahead)
@@ -240,5 +252,8 @@ class PackWriter:
     def _drain(self, leave: int) -> None:
         while len(self._waiting) > leave:
             file, frame, future = self._waiting.popleft()
-            codec, stored = future.result()
-            file.write(frame, codec, stored)
+            file.write(frame, future.result())
+
+
+def _encoded(plain: bytes, level: int, planes: int) -> _Made:
+    return *encode_frame(plain, level, planes), frame_digest(plain)[:PLAIN_DIGEST]

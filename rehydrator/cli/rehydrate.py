@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from rehydrator.cli.common import (
 from rehydrator.core.errors import DigestMismatch, RehydratorError, UsageError, worst_exit_code
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from rehydrator.bundle.manifest import Output
     from rehydrator.bundle.reader import Bundle
@@ -57,6 +58,14 @@ _WORTH_SAYING = 256 << 20
     metavar="FILE",
     help="Turn FILE, an older image, into the one asked for; it is called *.bad until it is verified.",
 )
+@click.option(
+    "--seed",
+    "seeds",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Take what it has from an image at hand, this release's or an older one's, instead of the bundle.",
+)
 @click.option("--yes", is_flag=True, help="Write to a block device without asking.")
 @click.option("--sparse/--no-sparse", default=None, help="Holes for zeros. Default: as the original was.")
 @jobs_option
@@ -71,6 +80,7 @@ def command(
     form: str | None,
     overwrite: bool,
     in_place: Path | None,
+    seeds: Sequence[Path],
     yes: bool,
     sparse: bool | None,
     jobs: int,
@@ -106,16 +116,51 @@ def command(
         outputs = select(known, **wanted, host_arch=host_arch, form=form or "")
         if verbose:
             _say_how(bundle, outputs, options)
-        if dest == "-":
-            return _to_pipe(bundle, without_signatures(outputs, wanted["names"]), jobs)
-        if Path(dest).is_block_device():
-            from rehydrator.cli.rehydrate_device import to_device
+        with _seeded(bundle, seeds):
+            return _give(bundle, outputs, dest, in_place, options, wanted["names"], yes=yes, as_json=as_json)
 
-            return to_device(bundle, outputs, Path(dest), options, yes=yes, as_json=as_json)
-        directory = make_directory(Path(dest))
-        if in_place:
-            return _in_place(bundle, outputs, in_place, directory, options, as_json)
-        return _to_directory(bundle, outputs, directory, options, as_json)
+
+def _give(
+    bundle: Bundle,
+    outputs: list[Output],
+    dest: str,
+    in_place: Path | None,
+    options: Options,
+    names: Sequence[str],
+    *,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    if dest == "-":
+        return _to_pipe(bundle, without_signatures(outputs, names), options.jobs)
+    if Path(dest).is_block_device():
+        from rehydrator.cli.rehydrate_device import to_device
+
+        return to_device(bundle, outputs, Path(dest), options, yes=yes, as_json=as_json)
+    directory = make_directory(Path(dest))
+    if in_place:
+        return _in_place(bundle, outputs, in_place, directory, options, as_json)
+    return _to_directory(bundle, outputs, directory, options, as_json)
+
+
+@contextmanager
+def _seeded(bundle: Bundle, files: Sequence[Path]) -> Iterator[None]:
+    """Images at hand, and what came of them."""
+    if not files:
+        yield
+        return
+    from rehydrator.bundle.seeds import Seeds
+
+    seeds = Seeds(bundle)
+    for path in files:
+        artifact = seeds.add(path)
+        if path.name != artifact.image.name:
+            click.echo(f"--seed {printable(str(path))}: taken for {printable(artifact.image.name)}", err=True)
+    try:
+        yield
+    finally:
+        asked = seeds.taken + seeds.missed
+        click.echo(f"{seeds.taken} of {asked} frames came from --seed, the rest from the bundle", err=True)
 
 
 def _say_how(bundle: Bundle, outputs: Sequence[Output], options: Options) -> None:
