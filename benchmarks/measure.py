@@ -17,13 +17,21 @@ from typing import Self
 ROOT = Path(__file__).resolve().parent.parent
 
 _SAMPLE = 0.05  # seconds between two looks at the process tree
+_TIME = ("time", "--format=%M")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SAID = 300  # bytes of standard error that are kept
 
-# `rehydrator` is the checkout's own, run by the Python that runs the benchmark; so is encode_alone.py.
+# Tools that scripts/sid-root unpacked, started through their own dynamic linker.
+NEWER = ROOT / "build/peers"
+
+# `rehydrator` is the checkout's own, run by the Python that runs the benchmark; so are our own programs.
 _PROLOGUE = f"""set -e -o pipefail
-rehydrator() {{ PYTHONPATH='{ROOT}' '{sys.executable}' -m rehydrator "$@"; }}
-encode_alone() {{ PYTHONPATH='{ROOT}' '{sys.executable}' -m benchmarks.encode_alone "$@"; }}
+ours() {{ PYTHONPATH='{ROOT}' '{sys.executable}' -m "$@"; }}
+rehydrator() {{ ours rehydrator "$@"; }}
+encode_alone() {{ ours benchmarks.encode_alone "$@"; }}
+cold_read() {{ ours benchmarks.cold_read "$@"; }}
+desync() {{ '{NEWER}'/usr/lib*/ld-linux*.so.? --library-path "$(echo '{NEWER}'/usr/lib/*-linux-gnu)" \
+'{NEWER}/usr/bin/desync' "$@"; }}
 """
 
 
@@ -31,8 +39,9 @@ encode_alone() {{ PYTHONPATH='{ROOT}' '{sys.executable}' -m benchmarks.encode_al
 class Measured:
     """What a script took. `failed` is its own last words, or why it was stopped; empty if it worked.
 
-    `memory` is the larger of two: the largest resident set of one process (as wait4 gives it), and
-    the largest sum over all processes that were alive at once, looked at every 50 ms. Bytes.
+    `memory` is the larger of two: the largest resident set of one process (as time(1) has it from
+    wait4; it is small itself, and a process begins with the mark of who started it), and the largest
+    sum over all processes that were alive at once, looked at every 50 ms. Bytes.
     """
 
     wall: float
@@ -48,10 +57,14 @@ def measure(script: str, directory: Path, timeout: float) -> Measured:
     What earlier steps left to be written is written before, outside of the measured time.
     """
     os.sync()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:
+    with (
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as said,
+        tempfile.NamedTemporaryFile("r") as peak,
+    ):
         started = time.monotonic()
         shell = subprocess.Popen(
-            ["bash", "-c", _PROLOGUE + script],
+            [*_TIME, f"--output={peak.name}", "bash", "-c", _PROLOGUE + script],
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -65,9 +78,15 @@ def measure(script: str, directory: Path, timeout: float) -> Measured:
         shell.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         failed = _failed(watch.late, timeout, shell.returncode, _tail(said.fileno()))
-        memory = max(usage.ru_maxrss * 1024, watch.peak)
+        memory = max(_peak(peak.read()), watch.peak)
         cpu = usage.ru_utime + usage.ru_stime
         return Measured(round(wall, 3), round(cpu, 3), memory, failed, out.read().decode())
+
+
+def _peak(told: str) -> int:
+    """What time(1) wrote in its last line; nothing where it was killed."""
+    last = told.split()[-1:]
+    return int(last[0]) * 1024 if last and last[0].isdigit() else 0
 
 
 def _environment(directory: Path) -> dict[str, str]:
@@ -78,6 +97,7 @@ def _environment(directory: Path) -> dict[str, str]:
         "BORG_BASE_DIR": str(directory / "prepared/borg"),
         "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
         "BORG_RELOCATED_REPO_ACCESS_IS_OK": "yes",
+        "RESTIC_PASSWORD": "none",  # restic encrypts whatever it stores
     }
 
 
@@ -90,6 +110,8 @@ def _tail(file: int) -> str:
 def _failed(late: bool, timeout: float, code: int, said: str) -> str:
     if late:
         return f"stopped after {timeout:.0f} seconds"
+    if code in {-signal.SIGKILL, 128 + signal.SIGKILL}:
+        return "killed: out of memory, or of the processor seconds that it may have"
     return f"exit code {code}: {said}" if code else ""
 
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rehydrator.metadata.names import parse_name
+
 HOME = "stored/2021"
 START = f"zstd -q -10 -T0 {{base}} -o {HOME}/base.zst"
 BASE = f"zstd -dq {HOME}/base.zst -o scratch/base"
@@ -33,15 +35,19 @@ zstd -dcq {home}/{{name}}.rdelta > scratch/batch
 rsync -rlI --read-batch=scratch/batch scratch/new/
 mv scratch/new/{{name}} {target}
 rm -r scratch/new scratch/batch"""
-_SUM = "sha256sum scratch/back"
 
 
 @dataclass(frozen=True)
 class Row:
-    """How a file is added to the container, and how it comes back as scratch/back, hashed."""
+    """How a file is added to the container, and how it comes out of it as scratch/back."""
 
     add: str
-    back: str
+    out: str
+
+    @property
+    def back(self) -> str:
+        """The same, hashed."""
+        return f"{self.out}\nsha256sum scratch/back"
 
 
 def _batch(target: str = "{plain}", put: str = "ln") -> str:
@@ -56,11 +62,11 @@ def _to_vmdk(target: str) -> str:
     return f"qemu-img convert -q -f qcow2 -O vmdk -o {_VMDK} scratch/disk {target}"
 
 
-WHOLE = Row(f"cp {{plain}} {HOME}/{{name}}", f"cp {HOME}/{{name}} scratch/back\n{_SUM}")
-BATCH = Row(_batch(), f"{_apply()}\n{_SUM}")
+WHOLE = Row(f"cp {{plain}} {HOME}/{{name}}", f"cp {HOME}/{{name}} scratch/back")
+BATCH = Row(_batch(), _apply())
 VMDK = Row(
     f"qemu-img convert -q -f vmdk -O qcow2 {{plain}} scratch/disk\n{_batch('scratch/disk', 'mv')}",
-    f"{_apply(target='scratch/disk')}\n{_to_vmdk('scratch/back')}\n{_SUM}",
+    f"{_apply(target='scratch/disk')}\n{_to_vmdk('scratch/back')}",
 )
 OVA = Row(
     "mkdir scratch/ova\n"
@@ -73,10 +79,22 @@ OVA = Row(
     f'cp {HOME}/{{name}}.ovf "scratch/ova/$ovf"\n'
     f"{_to_vmdk('scratch/inner')}\n"
     'mv scratch/inner "scratch/ova/$vmdk"\n'
-    f'tar --format=ustar -C scratch/ova -cf scratch/back "$ovf" "$vmdk"\n{_SUM}',
+    f'tar --format=ustar -C scratch/ova -cf scratch/back "$ovf" "$vmdk"',
 )
+
+
+def row(name: str, rootfs: str = "") -> Row:
+    """The row of a file by its name; `rootfs` is the (quoted) name of the root file system, if one is
+    stored."""
+    named = parse_name(name)
+    if named.format == "pxe":
+        return WHOLE
+    if named.format == "iso" and rootfs:
+        return iso(rootfs)
+    kinds = {".vmdk": VMDK, ".ova": OVA}
+    return next((each for end, each in kinds.items() if name.endswith(end)), BATCH)
 
 
 def iso(rootfs: str) -> Row:
     """An ISO beside the root file system, which is stored under this (quoted) name."""
-    return Row(_batch(), f"{_apply(f'{HOME}/{rootfs}')}\n{_SUM}")
+    return Row(_batch(), _apply(f"{HOME}/{rootfs}"))
