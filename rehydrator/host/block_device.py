@@ -121,12 +121,18 @@ class Written:
 
 @contextmanager
 def open_for_writing(
-    device: Device, size: int, *, discard: bool = True, patience: float = _PATIENCE
+    device: Device,
+    size: int,
+    *,
+    discard: bool = True,
+    patience: float = _PATIENCE,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> Iterator[DeviceSink]:
     """The device, open for an image of `size` bytes and for nobody else. Its old contents are lost
     from here on. Where the block is left without commit(), its beginning and its end are zeros.
-    `discard` gives what is zero in the image back to the device, if it can do so; `patience` is how
-    many seconds another program may have it locked.
+    `discard` gives what is zero in the image back to the device, if it can do so; `progress` gets the
+    bytes that were cleared then, each time: some disks are not faster at that than at writing.
+    `patience` is how many seconds another program may have the device locked.
 
     Raises:
         UsageError: it must not be written to, or it is another device than the one inspected.
@@ -143,7 +149,7 @@ def open_for_writing(
     try:
         sink = DeviceSink(now, descriptor, size)
         try:
-            sink.clear(discard=discard)
+            sink.clear(discard=discard, progress=progress)
             yield sink
         finally:
             with uninterrupted():
@@ -230,12 +236,12 @@ class DeviceSink:
 
     # --- what is there before anything is written
 
-    def clear(self, *, discard: bool) -> None:
+    def clear(self, *, discard: bool, progress: Callable[[int], object] = lambda _: None) -> None:
         """Zeros at the beginning and at the end, and where the device can, everywhere between."""
         self._dirty = True
         self._blank()
         if discard and len(self._middle):
-            self._zeroed = self._punches() and self._punch_all()
+            self._zeroed = self._punches() and self._punch_all(progress)
             self._blank()
         for offset, length in self._blanks():
             if not self._is_zero(offset, length):
@@ -265,11 +271,13 @@ class DeviceSink:
         self._flush()
         return self._punch(0, length) and self._is_zero(0, length)
 
-    def _punch_all(self) -> bool:
+    def _punch_all(self, progress: Callable[[int], object]) -> bool:
         """A hole between the ends; a few places of it are looked at."""
         for offset in range(self._middle.start, self._middle.stop, _CLEARED_AT_ONCE):
-            if not self._punch(offset, min(_CLEARED_AT_ONCE, self._middle.stop - offset)):
+            length = min(_CLEARED_AT_ONCE, self._middle.stop - offset)
+            if not self._punch(offset, length):
                 return False
+            progress(length)
         block = min(max(self._sector, mmap.PAGESIZE), len(self._middle))
         distance = _up(max(len(self._middle) // _SAMPLES, block), self._sector)
         places = [*range(self._middle.start, self._middle.stop - block, distance), self._middle.stop - block]
@@ -371,17 +379,22 @@ class DeviceSink:
             raise RehydratorError(
                 f"{self.device}: {self._taken} of {self.size} bytes were written; not finished"
             )
-        with self._working():
-            self._flush()
-            with uninterrupted():
-                self._show()
-        return Written(self._padded - self.size, self._reread())
+        try:
+            with self._working():
+                self._flush()
+                with uninterrupted():
+                    self._show()
+            return Written(self._padded - self.size, self._reread())
+        except BaseException:
+            # Whoever sees this fail, or interrupts it, shall find zeros.
+            self._committed = False
+            raise
 
     def _show(self) -> None:
         """Both ends onto the device, and back for comparison."""
         self._dirty = True
         (_, head), (last, tail) = self._held
-        first = min(_FIRST, len(head))
+        first = min(max(_FIRST, self._sector), len(head))
         for offset, view in ((last, tail), (first, head[first:]), (0, head[:first])):
             buffer = self._buffer()
             buffer[: len(view)] = view

@@ -4,6 +4,7 @@ tests/integration/test_block_device.py."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import random
@@ -384,11 +385,25 @@ lengths = st.one_of(
 drawn = st.lists(st.tuples(st.booleans(), lengths), min_size=1, max_size=8)
 
 
+class Strict(DeviceSink):
+    """A device that takes what O_DIRECT takes: whole sectors, from aligned memory."""
+
+    def _to_device(self, offset: int, view: memoryview) -> None:
+        assert offset % self.device.sector == len(view) % self.device.sector == 0
+        assert not view or ctypes.addressof(ctypes.c_char.from_buffer(view)) % 512 == 0
+        super()._to_device(offset, view)
+
+    def _read_into(self, offset: int, view: memoryview) -> None:
+        assert offset % self.device.sector == len(view) % self.device.sector == 0
+        assert not view or ctypes.addressof(ctypes.c_char.from_buffer(view)) % 512 == 0
+        super()._read_into(offset, view)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     drawn=drawn,
     seed=st.integers(0, 999),
-    sector=st.sampled_from([512, 4096]),
+    sector=st.sampled_from([512, 4096, 65536]),
     discard=st.booleans(),
     more=st.integers(0, 600),
 )
@@ -405,9 +420,9 @@ def test_any_pieces_by_any_threads(
     pieces: list[Piece] = [Zeros(n) if empty else data(n, seed + n) for empty, n in drawn]
     image = image_of(pieces)
     padded = -(-len(image) // sector) * sector
-    disk = padded + more * 4096
+    disk = padded + more // 16 * 65536
     folder = tmp_path_factory.mktemp("sink")
-    with sink_on(folder, len(image), disk, sector) as (sink, path):
+    with sink_on(folder, len(image), disk, sector, Strict) as (sink, path):
         sink.clear(discard=discard)
         with ThreadPoolExecutor(3) as pool:
             list(pool.map(lambda row: sink.write(*row), cut(pieces, seed)))
@@ -556,6 +571,34 @@ def test_other_bytes_are_read_back(tmp_path: Path, first: bool) -> None:
             sink.commit()
     found = path.read_bytes()
     assert (found[:MIB], found[-MIB:]) == (bytes(MIB), bytes(MIB))
+
+
+class Impatient(DeviceSink):
+    """A user presses Ctrl-C in the last moment, when everything is written."""
+
+    def _reread(self) -> bool:
+        if not self._closed:
+            raise KeyboardInterrupt
+        return super()._reread()
+
+
+def test_interrupted_in_the_last_moment(tmp_path: Path) -> None:
+    """Whatever ends without success has zeros at its ends, though the image was complete."""
+    with sink_on(tmp_path, 3 * MIB, kind=Impatient) as (sink, path):
+        sink.clear(discard=True)
+        sink.write(0, [data(3 * MIB)])
+        with pytest.raises(KeyboardInterrupt):
+            sink.commit()
+        assert path.read_bytes() == bytes(data(3 * MIB))
+    assert path.read_bytes() == bytes(MIB) + data(3 * MIB)[MIB:-MIB] + bytes(MIB)
+
+
+def test_progress_of_clearing(tmp_path: Path) -> None:
+    """Clearing says how far it is: all between the two ends."""
+    cleared: list[int] = []
+    with sink_on(tmp_path, 6 * MIB) as (sink, _):
+        sink.clear(discard=True, progress=cleared.append)
+    assert sum(cleared) == 4 * MIB
 
 
 def test_what_is_missing(tmp_path: Path) -> None:
