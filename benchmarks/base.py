@@ -151,8 +151,8 @@ class Base(Steps):
         return self._fill(peer.adding(file.name, shlex.quote(self._rootfs)), file)
 
     def _obtaining(self, peer: Peer, file: File) -> str:
-        if peer.row and file == self._canonical:
-            return "cp scratch/base scratch/back"
+        if file == self._canonical and (whole := peer.canonical):
+            return f"cp {whole} scratch/back" if peer.writes else f"cat {whole}"
         return self._fill(peer.obtaining(file.name, shlex.quote(self._rootfs)), file)
 
     def _base(self, peer: Peer) -> str:

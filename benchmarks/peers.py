@@ -55,6 +55,13 @@ class Peer:
     cumulative: bool = False
     writes: bool = False
 
+    @property
+    def canonical(self) -> str:
+        """The canonical qcow2, where `base` has made it."""
+        if self.on_floor:
+            return "scratch/canonical"
+        return "scratch/base" if self.row else ""
+
     def adding(self, name: str, rootfs: str) -> str:
         """What adds a file of this name."""
         return self.row(name, rootfs).add if self.row else self.add

@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_WIDTH, _LABELS, _VALUES = 880, 330, 120  # of the picture; of the columns beside the bars
+_WIDTH, _LABELS, _VALUES = 920, 350, 140  # of the picture; of the columns beside the bars
 _TOP, _ROW, _BAR, _AXIS = 52, 26, 14, 40
 _CHARACTER = 6.6  # width of one at 12 pixels, at most on average
 
@@ -60,11 +60,12 @@ def bars(
     """Rows of bars from zero; from a power of ten on a logarithmic axis, where the values lie apart."""
     spans = [span for row in rows for span in row.spans if span]
     scale = _scale([span.median for span in spans], max(span.most for span in spans), _LABELS, _plot_end())
-    high = _ROW + (len(series) - 1) * _BAR
-    bottom = _TOP + len(rows) * high
+    bottom = _TOP + sum(map(_height, rows))
     parts = _grid(scale, _TOP - 6, bottom, text)
-    for number, row in enumerate(rows):
-        parts += _row(row, _TOP + number * high, scale, text)
+    top = _TOP
+    for row in rows:
+        parts += _row(row, top, scale, text)
+        top += _height(row)
     parts.append(_said(f"{unit}{', logarithmic' if scale.log else ''}", _LABELS, bottom + 30, "faint"))
     if len(series) > 1:
         parts += _bar_legend(series)
@@ -155,6 +156,12 @@ def _levels(scale: _Scale, left: float, right: float, text: Callable[[float], st
 
 
 # Marks
+
+
+def _height(row: Bar) -> int:
+    """Of a row: as many bars as reach down to the last one that there is."""
+    last = max((number for number, span in enumerate(row.spans) if span), default=0)
+    return _ROW + last * _BAR
 
 
 def _row(row: Bar, top: float, scale: _Scale, text: Callable[[float], str]) -> list[str]:
