@@ -29,7 +29,7 @@ from rehydrator.core.reader import check_span
 from rehydrator.engine import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from rehydrator.bundle.manifest import Artifact, Manifest
     from rehydrator.core.ops import Op
@@ -99,14 +99,15 @@ def canonical_disks(manifest: Manifest) -> dict[int, int]:
     """Spaces of the guest disks that are stored, and the place of the artifact of each.
 
     The manifest does not name them: such a disk is the uppermost recipe of `virtual_size` bytes
-    that a canonical artifact's image stands on.
+    that a canonical artifact's image stands on, or, where the image is what is stored, that stands
+    on the image and was written with it.
     """
     disks: dict[int, int] = {}
     for place, artifact in enumerate(manifest.artifacts()):
         if artifact.canonical and artifact.virtual_size and artifact.image.space is not None:
             found = [
                 number
-                for number in manifest.reach(artifact.image.space)
+                for number in _around(manifest, artifact.image.space)
                 if isinstance(manifest.spaces[number], RecipeSpace)
                 and manifest.spaces[number].size == artifact.virtual_size
             ]
@@ -115,17 +116,37 @@ def canonical_disks(manifest: Manifest) -> dict[int, int]:
     return disks
 
 
-def pack_owners(manifest: Manifest, disks: Iterable[int]) -> list[Owner]:
+def _around(manifest: Manifest, image: int) -> set[int]:
+    """The spaces that an image stands on, and those of its pack that stand on it."""
+    pack = manifest.spaces[image].pack
+    return manifest.reach(image) | {n for n in _above(manifest, image) if manifest.spaces[n].pack == pack}
+
+
+def _above(manifest: Manifest, space: int) -> list[int]:
+    """The spaces that stand on a space, the uppermost first, itself last."""
+    above = {space}
+    for number in range(space + 1, len(manifest.spaces)):
+        if not above.isdisjoint(_inputs(manifest, number)):
+            above.add(number)
+    return sorted(above, reverse=True)
+
+
+def _inputs(manifest: Manifest, number: int) -> tuple[int, ...]:
+    space = manifest.spaces[number]
+    return space.inputs if isinstance(space, RecipeSpace) else ()
+
+
+def pack_owners(manifest: Manifest, disks: Collection[int]) -> list[Owner]:
     """What each pack was written for: that whose recipe lies in it. A pack without recipes is
     the first one of a disk or file of several packs, and goes with the recipe that reads it; or
     nobody reads it, because a file had nothing to add, and goes with one that has no other."""
     owners: dict[int, Owner] = {}
-    for disk in disks:
-        owners.setdefault(manifest.spaces[disk].pack, Owner("disk", disk))
     for place, artifact in enumerate(manifest.artifacts()):
         for form in artifact.forms():
-            if form.space is not None:
+            if form.space is not None and form.space not in disks:
                 owners.setdefault(manifest.spaces[form.space].pack, Owner("file", place))
+    for disk in disks:
+        owners.setdefault(manifest.spaces[disk].pack, Owner("disk", disk))
     recipes = [space for space in manifest.spaces if isinstance(space, RecipeSpace)]
     own = {space.pack for space in recipes}
     for space in recipes:
@@ -217,7 +238,7 @@ class Provenance:
             Column(start, end, hole, count, self.of_span(disk, start, end))
             for (start, end, hole), count in zip(places, held, strict=True)
         )
-        above = self._above(disk)
+        above = _above(self.manifest, disk)
         rows: dict[tuple[int, ...], list[int]] = {}
         for place, artifact in enumerate(self.manifest.artifacts()):
             read = tuple(_in_columns(_common(self._reads(artifact, disk, above), data), places))
@@ -236,18 +257,14 @@ class Provenance:
         wanted = copied | self._forms
         for number in range(len(self.manifest.spaces) - 1, -1, -1):
             if number in wanted:
-                copied.update(self._inputs(number))
-                wanted.update(self._inputs(number))
+                copied.update(_inputs(self.manifest, number))
+                wanted.update(_inputs(self.manifest, number))
         for number in sorted(wanted):
             if isinstance(self.manifest.spaces[number], RecipeSpace):
                 index = _Index() if number in copied else None
                 self._totals[number] = self._sum_up(number, index)
                 if index:
                     self._indexes[number] = index
-
-    def _inputs(self, number: int) -> tuple[int, ...]:
-        space = self.manifest.spaces[number]
-        return space.inputs if isinstance(space, RecipeSpace) else ()
 
     def _sum_up(self, number: int, index: _Index | None) -> list[int]:
         """The classes of a space; `index` gets all its ops."""
@@ -287,7 +304,7 @@ class Provenance:
     def _view(self, reader: Owner, space: int) -> _View:
         """What the classes of `space` are to `reader`."""
         owner = self.owner(space)
-        if space in self.disks and reader != Owner("disk", space):
+        if space in self.disks:
             return _OF_CANONICAL
         if owner == reader:
             return _SAME
@@ -317,14 +334,6 @@ class Provenance:
             space, end = index.spaces[at], end + index.offsets[at]
         total[view[_OWN]] += end
         return total
-
-    def _above(self, disk: int) -> list[int]:
-        """The spaces that stand on a disk, the uppermost first, itself last."""
-        above = {disk}
-        for number in range(disk + 1, len(self.manifest.spaces)):
-            if not above.isdisjoint(self._inputs(number)):
-                above.add(number)
-        return sorted(above, reverse=True)
 
     def _reads(self, artifact: Artifact, disk: int, above: Sequence[int]) -> list[Span]:
         """The spans of a disk that an artifact's image consists of."""

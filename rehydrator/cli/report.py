@@ -169,10 +169,10 @@ def _adds(provenance: Provenance, owner: Owner) -> int:
 def _disk(provenance: Provenance, disk: int) -> dict[str, Any]:
     from rehydrator.bundle.provenance import Owner
 
-    artifact = provenance.manifest.artifacts()[provenance.disks[disk]]
+    place = provenance.disks[disk]
     return {
-        "of": artifact.image.name,
-        "arch": artifact.arch,
+        "file": place,
+        "arch": provenance.manifest.artifacts()[place].arch,
         "size": provenance.manifest.spaces[disk].size,
         "adds": _adds(provenance, Owner("disk", disk)),
         "origins": provenance.of_disk(disk),

@@ -88,7 +88,7 @@ def _disk_map(disk: dict[str, Any], found: dict[str, Any], meanings: Mapping[str
     return [
         element("h3", f"Canonical disk {disk['disk']}, {about['arch']}: {size}"),
         element("ul", *strips, class_="bars maps"),
-        *_without(disk, labels),
+        *_without(disk, about["file"], labels),
         more("The same as a table", table("What is read of each part of the disk.", heads, cells, words=3)),
     ]
 
@@ -108,9 +108,9 @@ def _group(places: Sequence[int], labels: Sequence[str]) -> str:
     return shown if len(places) == 1 else f"{len(places)} files: {shown}"
 
 
-def _without(disk: dict[str, Any], labels: Sequence[str]) -> list[Markup]:
-    """Who reads nothing of a disk."""
-    readers = {place for each in disk["rows"] for place in each["files"]}
+def _without(disk: dict[str, Any], own: int, labels: Sequence[str]) -> list[Markup]:
+    """Who reads nothing of a disk; its own file may be what it is decoded from."""
+    readers = {own, *(place for each in disk["rows"] for place in each["files"])}
     others = [label for place, label in enumerate(labels) if place not in readers]
     return [element("p", f"Nothing of it is read by: {', '.join(others)}.")] if others else []
 
@@ -195,7 +195,7 @@ def _axis(columns: Sequence[Sequence[int]], places: Sequence[int]) -> Markup:
     marks: list[Markup] = []
     following = 0
     for column, at in zip(columns, places[:-1], strict=True):
-        if following <= at <= WHOLE - WHOLE // _TICKS // 2:
+        if following <= at < WHOLE - WHOLE // _TICKS:
             kind = "minor" if len(marks) % 2 else None
             marks.append(element("g", *_tick(column[0], f"{at / 100}%", first=not at), class_=kind))
             following = at + WHOLE // _TICKS

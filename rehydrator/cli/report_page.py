@@ -135,8 +135,9 @@ def _origins(found: dict[str, Any]) -> Markup:
 def _rows(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, int], int | None, str]]:
     """What has a bar: its name, its classes, what it adds, and how it is shown."""
     for number, disk in enumerate(found["disks"], 1):
-        name = joined([element("strong", f"Canonical disk {number}"), f", of {disk['of']}"])
-        yield name, disk["origins"], disk["adds"], "name"
+        of = found["files"][disk["file"]]["file"]
+        name = joined([element("strong", f"Canonical disk {number}"), f", of {of}"])
+        yield name, disk["origins"], disk["adds"] or None, "name"
     for each in found["files"]:
         image, published = each["forms"]["image"], each["forms"].get("published", {})
         yield image["name"], image["origins"], each["adds"], "name"

@@ -154,7 +154,7 @@ def test_map_of_siblings(found: dict[str, Any]) -> None:
     assert names_of == [["demo-1.0.0-metal4k.x86_64.raw"]]
     data = sum(column[3] for column in disk["columns"])
     read = {name_of[place]: sum(row["read"]) for row in disk["rows"] for place in row["files"]}
-    assert read[found["disks"][0]["of"]] == data
+    assert read[name_of[found["disks"][0]["file"]]] == data
     names = {f"demo-1.0.0-{each}" for each in ("aws.x86_64.vmdk", "gcp.x86_64.tar", "azure.x86_64.vhd")}
     assert names <= set(read)
     assert all(data * 0.9 < read[name] <= data for name in names)

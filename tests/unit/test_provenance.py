@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -216,7 +216,7 @@ def labels(made: Drawn, disks: Sequence[int], space: int) -> list[str]:
 def crossed(made: Drawn, disks: Sequence[int], reader: Owner, space: int, label: str) -> str:
     """What a byte of `space` is to whoever reads it."""
     owner = made.owner(space)
-    if space in disks and reader != Owner("disk", space):
+    if space in disks:
         return "zeros" if label == "zeros" else "canonical"
     if owner == reader:
         return label
@@ -368,6 +368,26 @@ def test_pack_without_recipes() -> None:
     made.add_file(made.add([Copy(50, 0, 0), Copy(50, 1, 0)], 1))
     assert pack_owners(made.manifest(), ()) == [Owner("file", 0)] * 2
     assert made.provenance().of_form(0, 2)["own"] == 100
+
+
+def test_canonical_as_published() -> None:
+    """Where a compressed file is what is stored, its disk stands above its image, in its pack: the
+    file's own bytes are the compressed ones, its image is decoded, and a sibling's are canonical."""
+    made = Drawn(owners=[Owner("file", 0), Owner("file", 1)])
+    made.rules = Rules(decodes=(DecodeRule("xz", (), 1),))
+    made.add(bytes(60), 0)
+    published = made.add([Copy(60, 0, 0)], 0)
+    image = made.add([Decode(100, 0, 0, 60)], 0)
+    disk = made.add([zeros(5), Copy(95, image, 5)], 0)
+    made.add_file(image, 100)
+    made.artifacts[0] = replace(made.artifacts[0], published=Form("f.xz", 60, DIGEST, published))
+    made.add_file(made.add([Copy(50, disk, 0)], 1))
+    found = made.provenance()
+    assert (found.disks, found.packs) == ({disk: 0}, made.owners)
+    assert found.of_form(0, published)["own"] == 60
+    assert found.of_form(0, image)["decoded"] == found.of_disk(disk)["decoded"] + 5 == 100
+    assert found.of_form(1, disk + 1)["canonical"] == 45
+    assert [row.files for row in found.disk_map(disk, 10).rows] == [(1,)]
 
 
 def test_pack_of_nothing() -> None:
