@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from rehydrator.cli.common import (
     jobs_option,
     json_option,
     key_option,
+    memory_option,
     opened,
     reference_argument,
     scratch,
@@ -29,7 +30,7 @@ from rehydrator.cli.common import (
 from rehydrator.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from rehydrator.bundle.manifest import Output
     from rehydrator.bundle.reader import Bundle
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     help="Serve while a shell runs COMMAND, which has $uri, $unixsocket, $port and $exportname.",
 )
 @jobs_option
+@memory_option
 @json_option
 def command(
     reference: str | None,
@@ -79,6 +81,7 @@ def command(
     listen: str | None,
     program: str | None,
     jobs: int,
+    memory: int | None,
     as_json: bool,
     **wanted: Any,
 ) -> int:
@@ -90,8 +93,9 @@ def command(
     what fails its check is an I/O error for the client, and is said here.
     """
     from rehydrator import host
+    from rehydrator.bundle.rehydrate import Options, default_memory
     from rehydrator.bundle.selection import select
-    from rehydrator.serve.listening import place_of
+    from rehydrator.serve.listening import Place, place_of
 
     if not any(wanted[name] for name in ("disks", "names", "every", "iso", "pxe")):
         raise UsageError("name what to serve: --disk PLATFORM, --file NAME, --iso, --pxe or --all")
@@ -99,15 +103,25 @@ def command(
         raise UsageError("--socket and --listen are two places to serve at; give one")
     place = place_of(path, listen)
     host.one_arena()
+    options = Options(jobs, memory=memory or default_memory(jobs))
     with ExitStack() as stack:
-        bundle = stack.enter_context(opened(bundle_reference, reference, key, tmpdir))
+        bundle = stack.enter_context(opened(bundle_reference, reference, key, tmpdir, options.memory))
         outputs = select(bundle.manifest.artifacts(), **wanted, host_arch=host_arch, form=form or "")
         exports = _exports(bundle, outputs, every=wanted["every"])
-        if place is None:
-            private = stack.enter_context(work_directory(scratch(tmpdir), "nbd"))
-            place = place_of(private / "socket", None)
-            assert place is not None
-        return _serve(exports, place, jobs, program, as_json=as_json)
+        place = place or Place(stack.enter_context(_private_directory(tmpdir)) / "socket")
+        return _serve(exports, place, options.workers, program, as_json=as_json)
+
+
+@contextmanager
+def _private_directory(tmpdir: Path | None) -> Iterator[Path]:
+    """A directory for the socket that nobody named; it is gone at the end."""
+    place = scratch(tmpdir)
+    with ExitStack() as stack:
+        try:
+            private = stack.enter_context(work_directory(place, "nbd"))
+        except OSError as error:
+            raise UsageError(f"{place}: {error.strerror}; name a place with --socket or --listen") from None
+        yield private
 
 
 def _exports(bundle: Bundle, outputs: Sequence[Output], *, every: bool) -> list[Export]:

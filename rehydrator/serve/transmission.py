@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from rehydrator.serve.negotiation import Chosen
 
 # Bytes that are made and sent in one go, and the longest read that "don't fragment" may ask for.
-BLOCK: Final = 1 << 20
+# Measured: 1 MiB takes as much processor time.
+BLOCK: Final = 256 << 10
 
-# Threads of one connection: qemu has 16 requests under way, nbdcopy 64.
+# Threads of one connection. QEMU has 16 requests under way and nbdcopy 64; with 4, 8 or 16 threads
+# they take equally long on two cores (measured).
 THREADS: Final = 8
 
 _SECTOR: Final = 512

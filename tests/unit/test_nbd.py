@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rehydrator.cli.nbd import _private_directory
 from rehydrator.core.errors import DigestMismatch, HostileInput, RehydratorError, UsageError
 from rehydrator.core.ops import Copy, Rules, Series, zeros
 from rehydrator.core.reader import BytesReader
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 EPERM, EIO, ENOMEM, EINVAL, EOVERFLOW = 1, 5, 12, 22, 75
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(8)
-HOLE = (65536, 65536 + 3 * BLOCK)
+HOLE = (65536, 65536 + 3_145_728)
 SIZE = HOLE[1] + 100_001
 
 
@@ -638,7 +639,7 @@ def test_slots_bound_what_is_made_at_once() -> None:
 
 
 def test_who_does_not_read_stops_himself_alone() -> None:
-    """A client that asks for 160 MiB and takes none of them: a block for each of its threads is
+    """A client that asks for 160 MB and takes none of them: a block for each of its threads is
     made, and others are served."""
     gate = Gate()
     served = serving(MemoryImage(DATA, before=gate))
@@ -651,7 +652,8 @@ def test_who_does_not_read_stops_himself_alone() -> None:
     while gate.reads < THREADS and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.2)
-    assert gate.reads == THREADS
+    # The kernel may hold a block, whose thread is at its next one.
+    assert THREADS <= gate.reads <= THREADS + 1
     assert DATA[20:30] == other.pread(20, 10)
     served.end()
 
@@ -822,6 +824,12 @@ def test_places_that_cannot_be(tmp_path: Path) -> None:
         listening(Place(Path("/" + "x" * 108))).__enter__()
     with pytest.raises(RehydratorError, match=r"192\.0\.2\.1 port 0: Cannot assign"):
         listening(Place(host="192.0.2.1")).__enter__()
+
+
+def test_no_place_for_a_socket(tmp_path: Path) -> None:
+    """Where nothing can be written, somebody has to name a place."""
+    with pytest.raises(UsageError, match=f"{tmp_path}/none: No such .*; name a place with --socket"):
+        _private_directory(tmp_path / "none").__enter__()
 
 
 def test_a_port_that_is_taken() -> None:
