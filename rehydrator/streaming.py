@@ -130,17 +130,21 @@ class Stream:
             self._end(LimitExceeded(f"no thread for an encoder: {error}; fewer at a time: --jobs"))
 
     def stop(self) -> None:
-        """No more bytes are wanted."""
-        self._stopped = True
+        """No more bytes are wanted: who waits for some is told at once."""
+        with self._grown:
+            self._stopped = True
+            self._grown.notify_all()
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes of the stream, as soon as they are there; HostileInput and what encoders raise."""
         self.touched = True
         with self._grown:
-            while self._spool.size < offset + length and self._error is None:
+            while self._spool.size < offset + length and self._error is None and not self._stopped:
                 self._grown.wait(_WAKE)
         if self._error is not None:
             raise self._error
+        if self._stopped and not self.done:
+            raise Interrupted("interrupted")
         return self._spool.read(offset, length)
 
     def _run(self) -> None:

@@ -284,12 +284,12 @@ def make_in_order(
                 pool.submit(_run, each.source, following)
                 held, following = held + following.length, next(blocks, None)
             block = waiting.popleft()
-            pieces = _patiently(block.made)
+            pieces = patiently(block.made)
             if following is not None or waiting:
                 write(block.offset, pieces)
-                _patiently(block.hashed)
+                patiently(block.hashed)
             else:
-                _patiently(block.hashed)
+                patiently(block.hashed)
                 write(block.offset, pieces)
             progress(block.length)
     except BaseException:
@@ -299,7 +299,7 @@ def make_in_order(
     pool.shutdown()
 
 
-def _patiently(future: Future[_T]) -> _T:
+def patiently(future: Future[_T]) -> _T:
     """A result, with a look at signals in between."""
     while True:
         try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,6 +21,7 @@ from rehydrator.bundle.making import (
     make_in_order,
     make_side_by_side,
     making,
+    patiently,
     segments_of,
     views,
 )
@@ -46,6 +49,9 @@ _AHEAD = 48 << 20
 
 # Files that are written at the same time.
 _MOST_OPEN = 128
+
+# Files that encoders make at the same time.
+_MOST_IN_ORDER = 4
 
 # What is smaller is made by one thread as well.
 _SMALL = 16 << 20
@@ -258,10 +264,20 @@ class _Begun:
             self._ended(output, explain_os_error(error, self._directory / output.form.name))
 
     def make(self, progress: Callable[[int], object]) -> None:
-        """Make them all."""
-        make_side_by_side(self._side_by_side, self._options.workers, progress)
-        for each in self._in_order:
-            self._one_in_order(each, progress)
+        """Make them all. What encoders make, mostly one thread for one file, is made meanwhile."""
+        stop = threading.Event()
+        pool = ThreadPoolExecutor(max(1, min(self._options.jobs, _MOST_IN_ORDER)))
+        try:
+            ordered = [pool.submit(self._one_in_order, each, progress, stop) for each in self._in_order]
+            make_side_by_side(self._side_by_side, self._options.workers, progress)
+            for future in ordered:
+                patiently(future)
+        except BaseException:
+            stop.set()
+            self._bundle.machine.streams.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
+        pool.shutdown()
         for each in self._side_by_side + self._in_order:
             if isinstance(each.error, OSError):
                 self._ended(
@@ -270,11 +286,15 @@ class _Begun:
             elif each.error is not None:
                 self._ended(each.output, each.error)
 
-    def _one_in_order(self, each: Making, progress: Callable[[int], object]) -> None:
+    def _one_in_order(self, each: Making, progress: Callable[[int], object], stop: threading.Event) -> None:
         assert each.sink is not None
+        if stop.is_set():
+            return
+        alone = len(self._in_order) == 1
         try:
-            make_ordered(self._bundle, each, each.sink.write, self._options.jobs, progress)
-            each.finish()
+            make_ordered(self._bundle, each, each.sink.write, self._options.jobs, progress, alone=alone)
+            if not stop.is_set():
+                each.finish()
         except (RehydratorError, OSError) as error:
             each.error = error
 
@@ -291,9 +311,9 @@ class _Begun:
         return False
 
     def _begin(self, output: Output) -> None:
+        opened = making(self._bundle, output)
         sparse = self._options.is_sparse(output)
         self._reserve(output, sparse)
-        opened = making(self._bundle, output)
         target = self._directory / output.form.name
         descriptor, temporary = self._stack.enter_context(_temporary(self._directory, output.form.name))
         sink = FileSink(descriptor, output.form.size, sparse)
