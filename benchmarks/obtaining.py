@@ -8,7 +8,6 @@ all/WHO/ROUND                every file
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import peers
@@ -24,10 +23,7 @@ if TYPE_CHECKING:
 PIPE = "-pipe"
 
 # What one file needed beside what the next one needs, too.
-_TIDY = (
-    "find scratch -mindepth 1 -maxdepth 1 ! -name all ! -name base ! -name canonical ! -name repo "
-    "-exec rm -r {} +"
-)
+_TIDY = "find scratch -mindepth 1 -maxdepth 1 ! -name base ! -name canonical ! -name repo -exec rm -r {} +"
 
 
 class Obtaining(Base):
@@ -41,6 +37,7 @@ class Obtaining(Base):
                     self._plain_all(file, number)
                 for who, script in self._obtainers(file, to_file=to_file, to_pipe=to_pipe):
                     self._obtain(f"obtain/{file.platform}/{who}/{number}", who, script, file)
+            self._fresh("prepared/plain")
 
     def _obtainers(self, file: File, *, to_file: bool, to_pipe: bool) -> list[tuple[str, str]]:
         found = []
@@ -84,10 +81,13 @@ class Obtaining(Base):
     def _plain_all(self, file: File, number: int) -> None:
         for row in PLAIN:
             if row.is_for(file.platform) and self._wants(row.name):
-                self._prepare(row, file)
                 script = self._fill(row.script, file, **conversion(file.platform))
-                of = self._canonical if row.of == "canonical" else file
-                self._obtain(f"obtain/{file.platform}/{row.name}/{number}", row.name, script, of)
+                key, of = f"obtain/{file.platform}/{row.name}/{number}", file
+                if not self._is_done(key, script, ".", self._code):
+                    self._prepare(row, file)
+                if row.of == "canonical":
+                    of = self._canonical
+                self._obtain(key, row.name, script, of)
 
     def _prepare(self, row: Plain, file: File) -> None:
         script = self._fill(row.prepare, file, **conversion(file.platform))
@@ -116,11 +116,12 @@ class Obtaining(Base):
                 self._everything(f"all/{peer.name}/0", peer.name, self._each(peer, files), files)
 
     def _each(self, peer: Peer, files: list[File]) -> str:
-        """Everything that a peer has, in one script that decompresses the canonical qcow2 once."""
-        parts = [f"mkdir scratch/all\n{self._base(peer)}"]
+        """Everything that a peer has, in one script that decompresses the canonical qcow2 once. A file
+        is thrown away when it was hashed: some fill holes, and all of them together take much of a disk."""
+        parts = [self._base(peer)]
         for file in files:
             parts.append(_verified(peer, self._obtaining(peer, file), file))
-            parts.append(f"mv scratch/back {shlex.quote(f'scratch/all/{file.name}')}\n{_TIDY}")
+            parts.append(f"rm scratch/back\n{_TIDY}")
         return "\n".join(parts)
 
     def _everything(self, key: str, who: str, script: str, files: list[File]) -> None:

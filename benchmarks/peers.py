@@ -108,7 +108,7 @@ _APPLY = "ostree --repo=scratch/repo static-delta apply-offline stored/ostree"
 PEERS = (
     Peer(
         "2021",
-        "the 2021 method: rsync batch, `qemu-img convert`",
+        "the 2021 method (rsync batch, `qemu-img`)",
         "rsync",
         start=predecessor.START,
         base=predecessor.BASE,

@@ -97,8 +97,12 @@ class Reading(Base):
         """What cold_read said, with whether the bytes are those of the release."""
         path = self._release / file.name
         return [
-            each | {"exact": each["sha256"] == _range_digest(path, each["offset"], length)}
-            for each in json.loads(done["stdout"])
+            each
+            | {
+                "exact": each["sha256"] == _range_digest(path, each["offset"], length),
+                "anywhere": number < PLACES // 2,
+            }
+            for number, each in enumerate(json.loads(done["stdout"]))
         ]
 
     def _startup(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,8 @@ class Storing(Base):
         done = [self._is_done(key, script, home) for key, script in steps.items()]
         if all(done):
             return
-        if peer.cumulative or not done[0]:
+        prepared = self._work / "prepared" / peer.name
+        if peer.cumulative or not done[0] or not prepared.exists():
             self._fresh(home)
             self._fresh(f"prepared/{peer.name}")
             done = [False] * len(done)
@@ -65,6 +67,8 @@ class Storing(Base):
         for (key, script), finished in zip(steps.items(), done, strict=True):
             if not finished:
                 self._store_one(peer, key, script)
+        # Files come back from nothing but what is stored; the disk is needed, too.
+        shutil.rmtree(prepared)
 
     def _store_one(self, peer: Peer, key: str, script: str) -> None:
         home = self._work / "stored" / peer.name
