@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
 import threading
 import time
+import zlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from rehydrator.bundle import rehydrate
+from rehydrator.bundle.making import make_in_order
 from rehydrator.bundle.manifest import Artifact, Form, Manifest, Output, PackSpace, RecipeSpace
 from rehydrator.bundle.reader import Bundle
 from rehydrator.bundle.rehydrate import (
@@ -23,20 +26,35 @@ from rehydrator.bundle.rehydrate import (
     PipeSink,
     available_memory,
     check,
+    check_side_by_side,
     encoding,
     explain_os_error,
+    to_directory,
     to_pipe,
 )
 from rehydrator.core.digest import sha256_hex
 from rehydrator.core.errors import DigestMismatch, LimitExceeded, RehydratorError
-from rehydrator.core.ops import Copy, Op, Rules, Stream, StreamRule, zeros
+from rehydrator.core.ops import (
+    Copy,
+    Encode,
+    EncodeRule,
+    Framing,
+    Op,
+    Rules,
+    SizeTable,
+    Stream,
+    StreamRule,
+    zeros,
+)
 from rehydrator.core.reader import BytesReader
-from rehydrator.engine import Machine, OpsSpace, ReaderSpace, SpaceReader, Zeros
+from rehydrator.engine import Cache, Machine, OpsSpace, ReaderSpace, SpaceReader, Zeros
 from tests.conftest import names_in, rehydrated
+from tests.memory_bundle import Image, MemoryBundle, boundaries_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rehydrator.bundle.making import Making
     from rehydrator.engine import Piece, Space
 
 WORDS = bytes(range(256)) * 300
@@ -343,3 +361,252 @@ def test_an_encoder_takes_no_more_than_there_is() -> None:
     spaces = (PackSpace(0, len(WORDS)), RecipeSpace(0, 0, 1, len(WHOLE), (0,), (0,)))
     bundle.manifest = Manifest((), spaces, rules, (), ())
     assert encoding(bundle, [IMAGE], 2).memory < 32 << 20
+
+
+# --- several at once, and parts of one
+
+SIZE = 200_000
+PARTS = range(20_032, SIZE, 20_032)
+DICE = random.Random(6).randbytes(SIZE)
+
+
+def image(name: str, start: int = 0, **more: Any) -> Image:
+    """Random bytes from `start` on, in ten parts."""
+    content = DICE[start:]
+    places = [place for place in PARTS if place < len(content)]
+    return Image(name, [Copy(len(content), 0, start)], content, boundaries_at(content, places), **more)
+
+
+def dice_bundle(*images: Image) -> MemoryBundle:
+    return MemoryBundle([ReaderSpace(BytesReader(DICE))], images)
+
+
+def ended_as(bundle: Bundle, outputs: list[Output], directory: Path, options: Options) -> dict[str, object]:
+    """How each output ended: what is said of it, or the exit code."""
+    found: dict[str, object] = {}
+
+    def ended(output: Output, result: str | RehydratorError) -> None:
+        assert output.form.name not in found
+        found[output.form.name] = result if isinstance(result, str) else result.exit_code
+
+    to_directory(bundle, outputs, directory, options, lambda _: None, ended)
+    return found
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+@pytest.mark.parametrize("which", [0, 4, 8])
+def test_a_wrong_chaining_value(tmp_path: Path, jobs: int, which: int) -> None:
+    """It makes an exact file fail as damaged, and leaves nothing."""
+    known = list(image("disk.raw").boundaries)
+    known[which] = replace(known[which], state=bytes(32))
+    bundle = dice_bundle(replace(image("disk.raw"), boundaries=tuple(known)))
+    assert ended_as(bundle, bundle.images, tmp_path, Options(jobs)) == {"disk.raw": 5}
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_each_ends_as_it_should(tmp_path: Path, jobs: int) -> None:
+    """In one pass: wrong, in the way, too large, hostile, not there, present, and good ones."""
+    hostile = replace(image("hostile"), ops=[Copy(SIZE, 0, 1 << 40)])
+    malformed = replace(image("malformed"), boundaries=image("x").boundaries[::-1])
+    images = [image("wrong", digest="0" * 64), image("in the way"), image("large"), hostile, malformed]
+    images += [image("nowhere"), image("present", 1), image("good", 2), image("better", 3)]
+    bundle = dice_bundle(*images)
+    outputs = {each.form.name: each for each in bundle.images}
+    vast = replace(outputs["large"].form, data=1 << 60)
+    outputs["large"] = Output(replace(outputs["large"].artifact, image=vast), vast)
+    outputs["nowhere"] = Output(
+        outputs["nowhere"].artifact, replace(outputs["nowhere"].form, space=None, chain=None)
+    )
+    (tmp_path / "in the way").write_bytes(b"mine")
+    (tmp_path / "present").write_bytes(DICE[1:])
+    assert ended_as(bundle, list(outputs.values()), tmp_path, Options(jobs)) == {
+        "wrong": 5,
+        "in the way": 1,
+        "large": 9,
+        "hostile": 8,
+        "malformed": 8,
+        "nowhere": 4,
+        "present": "present",
+        "good": "written",
+        "better": "written",
+    }
+    assert names_in(tmp_path) == ["better", "good", "in the way", "present"]
+    assert (tmp_path / "in the way").read_bytes() == b"mine"
+    assert (tmp_path / "good").read_bytes() == DICE[2:]
+    assert (tmp_path / "better").read_bytes() == DICE[3:]
+
+
+def test_more_than_are_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is too much for one pass is made in several."""
+    monkeypatch.setattr(rehydrate, "_MOST_OPEN", 3)
+    bundle = dice_bundle(*(image(str(number), number) for number in range(8)))
+    found = ended_as(bundle, bundle.images, tmp_path, Options(2))
+    assert found == {str(number): "written" for number in range(8)}
+    assert [(tmp_path / str(number)).read_bytes() == DICE[number:] for number in range(8)] == [True] * 8
+
+
+@pytest.mark.parametrize(
+    ("free", "fitting"),
+    [(SIZE - 1, []), (2 * SIZE - 1, ["a"]), (2 * SIZE, ["a", "b"]), (4 * SIZE, ["a", "b", "c"])],
+)
+def test_room_for_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, fitting: list[str]
+) -> None:
+    """Files of one pass share what is free; one that cannot be made leaves its room to the others."""
+    malformed = replace(image("malformed"), boundaries=image("x").boundaries[::-1])
+    bundle = dice_bundle(malformed, image("a"), image("b"), image("c"))
+    status = os.statvfs_result((1, 1, free, free, free, 9, 9, 9, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: status)
+    expected = {name: "written" if name in fitting else 9 for name in ("a", "b", "c")}
+    assert ended_as(bundle, bundle.images, tmp_path, Options(2)) == {"malformed": 8} | expected
+
+
+class Frames:
+    """A space of frames that are decoded when they are not held, and how often they were."""
+
+    EACH = 8192
+
+    def __init__(self) -> None:
+        self.size = SIZE
+        self.decoded: list[int] = []
+
+    def pieces(self, machine: Machine, offset: int, length: int) -> Iterator[Piece]:
+        end = offset + length
+        while offset < end:
+            number = offset // self.EACH
+            frame = machine.cache.get(("frame", number), partial(self._decode, number))
+            stop = min(end, (number + 1) * self.EACH)
+            yield memoryview(frame)[offset - number * self.EACH : stop - number * self.EACH]
+            offset = stop
+
+    def _decode(self, number: int) -> bytes:
+        self.decoded.append(number)
+        return DICE[number * self.EACH : (number + 1) * self.EACH]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_frames_are_decoded_once(tmp_path: Path, jobs: int) -> None:
+    """Siblings whose bytes lie shifted against each other are made in one pass over the frames, of which
+    few can be held; and each for itself decodes them anew."""
+    frames = Frames()
+    shifted: list[Op] = [zeros(700), Copy(90_000, 0, 0), zeros(9000), Copy(SIZE - 90_000, 0, 90_000)]
+    whole = bytes(700) + DICE[:90_000] + bytes(9000) + DICE[90_000:]
+    images = [
+        image("a"),
+        Image("b", shifted, whole, boundaries_at(whole, range(16_000, len(whole), 16_000))),
+        image("c", 5),
+    ]
+    bundle = MemoryBundle([frames], images, cache=Cache(10 * (Frames.EACH + 2048)))
+    assert set(ended_as(bundle, bundle.images, tmp_path, Options(jobs)).values()) == {"written"}
+    assert sorted(set(frames.decoded)) == list(range(25))
+    # Who takes the rest of another's row comes back to frames that are gone.
+    assert len(frames.decoded) <= 25 + (jobs - 1) * 10
+    bundle.machine.cache = Cache(10 * (Frames.EACH + 2048))
+    frames.decoded.clear()
+    for number, output in enumerate(bundle.images):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        ended_as(bundle, [output], directory, Options(1))
+    assert len(frames.decoded) == 75
+
+
+def test_equal_units_of_siblings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What siblings encode of the same bytes runs through an encoder once, in whatever order."""
+    unit, level = 4000, (("level", 1), ("memlevel", 8), ("wbits", 15))
+    packed = [zlib.compress(DICE[at : at + unit], 1) for at in range(0, SIZE, unit)]
+    sizes = b"".join(len(each).to_bytes(2, "little") for each in packed)
+    rules = Rules(
+        tables=(SizeTable(1, 2, 1),),
+        encodes=tuple(EncodeRule("zlib", level, 2, unit, 0, Framing(header)) for header in (b"",) * 2),
+    )
+    total = b"".join(packed)
+    ops: list[list[Op]] = [
+        [zeros(head), Encode(len(total), rule, 0, 0, len(packed))] for rule, head in ((0, 64), (1, 512))
+    ]
+    images = [
+        Image(
+            str(row[0].length),
+            row,
+            bytes(row[0].length) + total,
+            boundaries_at(bytes(row[0].length) + total, range(64 * 300, SIZE, 64 * 300)),
+        )
+        for row in ops
+    ]
+    spaces: list[Space] = [ReaderSpace(BytesReader(each)) for each in (DICE, sizes)]
+    spaces.append(OpsSpace([Copy(SIZE, 0, 0)]))
+    bundle = MemoryBundle(spaces, images, rules)
+    asked: list[int] = []
+    encode = Machine._packed
+
+    def counted(machine: Machine, rule: EncodeRule, offset: int, inside: int) -> bytes:
+        asked.append(offset)
+        return encode(machine, rule, offset, inside)
+
+    monkeypatch.setattr(Machine, "_packed", counted)
+    found = ended_as(bundle, bundle.images, tmp_path, Options(3))
+    assert found == {"64": "written", "512": "written"}
+    assert sorted(asked) == list(range(0, SIZE, unit))
+
+
+@pytest.mark.parametrize("jobs", [1, 5])
+def test_what_has_no_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int) -> None:
+    """A large file without chaining values is made from its beginning, among others that are not."""
+    monkeypatch.setattr(rehydrate, "_SMALL", 1000)
+    alone = [replace(image(name, start), boundaries=()) for name, start in (("x", 1), ("y", 2))]
+    bundle = dice_bundle(*alone, image("z", 3), replace(image("bad", digest="0" * 64), boundaries=()))
+    in_order: list[str] = []
+
+    def noted(each: Making, *arguments: Any) -> None:
+        in_order.append(each.output.form.name)
+        make_in_order(each, *arguments)
+
+    monkeypatch.setattr("rehydrator.bundle.rehydrate.make_in_order", noted)
+    found = ended_as(bundle, bundle.images, tmp_path, Options(jobs))
+    assert found == {"x": "written", "y": "written", "z": "written", "bad": 5}
+    assert sorted(in_order) == ["bad", "x", "y"]
+    assert {name: (tmp_path / name).read_bytes() for name in names_in(tmp_path)} == {
+        "x": DICE[1:],
+        "y": DICE[2:],
+        "z": DICE[3:],
+    }
+
+
+def test_checked_side_by_side() -> None:
+    """Several are checked in one pass; what is wrong with each is told in their order."""
+    bundle = dice_bundle(
+        image("a"),
+        image("wrong", digest="0" * 64),
+        replace(image("malformed"), boundaries=image("x").boundaries[::-1]),
+        image("b", 7),
+    )
+    found = check_side_by_side(bundle, bundle.images, Options(2), lambda _: None)
+    assert [error and error.exit_code for error in found] == [None, 5, 8, None]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "mib", "workers"),
+    [
+        (1, 1, 1),
+        (16, 1, 1),
+        (16, 128, 1),
+        (16, 160, 1),
+        (2, 300, 2),
+        (4, 300, 4),
+        (16, 300, 4),
+        (64, 4096, 64),
+    ],
+)
+def test_threads_that_memory_is_enough_for(jobs: int, mib: int, workers: int) -> None:
+    """At least one; 300 MiB are enough for four."""
+    assert Options(jobs, memory=mib << 20).workers == workers
+
+
+@pytest.mark.parametrize(
+    ("jobs", "available", "mib"),
+    [(1, 9000, 300), (4, 9000, 300), (16, 9000, 864), (16, 1000, 500), (16, 10, 300)],
+)
+def test_memory_by_default(monkeypatch: pytest.MonkeyPatch, jobs: int, available: int, mib: int) -> None:
+    """300 MiB; more for many threads, of what there is not more than half."""
+    monkeypatch.setattr(rehydrate, "available_memory", lambda: available << 20)
+    assert rehydrate.default_memory(jobs) == mib << 20
