@@ -97,7 +97,7 @@ def _write(
     from rehydrator.host.block_device import open_for_writing
 
     each = making(bundle, output)
-    with open_for_writing(device, output.form.size) as sink:
+    with open_for_writing(device, output.form.size, discard=options.sparse is not False) as sink:
         if is_made_in_order(bundle, each):
             make_ordered(bundle, each, sink.write, options.jobs, advance)
             return sink.commit()

@@ -19,12 +19,14 @@ import pytest
 from rehydrator.core.errors import LimitExceeded, RehydratorError, UsageError
 from rehydrator.engine import Zeros
 from rehydrator.host.block_device import check, confirmation, inspect, misfit, open_for_writing
+from tests.conftest import NAME
 from tests.guest_disks import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rehydrator.host.block_device import DeviceSink
+    from tests.conftest import Made, User
 
 ROOT = Path(__file__).parent.parent.parent
 MIB = 1 << 20
@@ -85,6 +87,13 @@ def add_partitions(node: Path) -> list[str]:
     if not Path(f"{node}p1").exists():
         run("partx", "-a", node)
     return [f"{node.name}p1", f"{node.name}p2"]
+
+
+def room_of(file: Path) -> int:
+    """The bytes that a file takes on its disk, once all of it is there."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+    return file.stat().st_blocks * 512
 
 
 def noise(length: int, seed: int = 1) -> bytes:
@@ -189,9 +198,8 @@ def test_zeros_are_given_back(loops: Loops, tmp_path: Path, discard: bool) -> No
     with open_for_writing(inspect(node), 24 * MIB, discard=discard) as sink:
         sink.write(0, [memoryview(noise(MIB)), Zeros(22 * MIB), memoryview(noise(MIB))])
         sink.commit()
-    os.sync()
     assert file.read_bytes() == noise(MIB) + bytes(22 * MIB) + noise(MIB)
-    assert (file.stat().st_blocks * 512 < 4 * MIB) == discard
+    assert (room_of(file) < 4 * MIB) == discard
 
 
 def test_sectors_of_four_kib(loops: Loops, tmp_path: Path) -> None:
@@ -438,3 +446,78 @@ def test_who_is_stopped_leaves_no_system(loops: Loops, number: int) -> None:
     assert file.read_bytes() == bytes(MIB) + b"x" * 5 * MIB + bytes(2 * MIB)
     with open_for_writing(inspect(node), 512):
         pass
+
+
+# --- as a user does it
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_rehydrate_onto_a_disk(user: User, made: Made, loops: Loops, sparse: bool) -> None:
+    """The image is on the disk, bit for bit, and the user is told what was on it before. Its zeros
+    take no room, but with --no-sparse."""
+    image = made.images[NAME.format("metal", "raw")].read_bytes()
+    node, file = loops.disk(len(image) + 4 * MIB)
+    more = [] if sparse else ["--no-sparse"]
+    ran = user.run("rehydrate", node, "--disk", "metal", "--yes", *more, "--bundle", made.reference)
+    assert "loop, no partitions; everything on it is lost." in ran.err
+    assert f"written to {node}, sha256 verified" in ran.err
+    assert file.read_bytes() == image + OLD * 3 * MIB + bytes(MIB)
+    assert (room_of(file) < len(image)) == sparse
+
+
+def test_nobody_to_ask(user: User, made: Made, loops: Loops) -> None:
+    """Without a terminal and without --yes nothing is written; nor to a disk that is too small."""
+    size = made.images[NAME.format("metal", "raw")].stat().st_size
+    node, file = loops.disk(size)
+    ran = user.run("rehydrate", node, "--disk", "metal", "--bundle", made.reference, code=2)
+    assert "nobody is there to ask; --yes agrees" in ran.err
+    assert file.read_bytes() == OLD * size
+    small, file = loops.disk(size - 512, name="small")
+    ran = user.run("rehydrate", small, "--disk", "metal", "--yes", "--bundle", made.reference, code=9)
+    assert f"it has {size - 512} bytes, and the image needs {size}; name a larger disk" in ran.err
+    assert file.read_bytes() == OLD * (size - 512)
+
+
+@pytest.mark.parametrize(("answer", "code"), [(b"yes\n", 0), (b"y\n", 1), (b"\x04", 1)])
+def test_somebody_is_asked(user: User, made: Made, loops: Loops, answer: bytes, code: int) -> None:
+    """On a terminal the disk is written to when the answer is yes, and nothing else will do."""
+    image = made.images[NAME.format("metal", "raw")].read_bytes()
+    node, file = loops.disk(len(image))
+    ours, theirs = os.openpty()
+    try:
+        os.write(ours, answer)
+        ran = subprocess.run(
+            user.command("rehydrate", node, "--disk", "metal", "--bundle", made.reference),
+            stdin=theirs,
+            capture_output=True,
+            check=False,
+            env=user.environment(),
+            timeout=120,
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert b"Type yes to write it: " in ran.stderr
+    assert ran.returncode == code
+    assert file.read_bytes() == (OLD * len(image) if code else image)
+
+
+def test_a_bad_bundle(user: User, made: Made, loops: Loops, tmp_path: Path) -> None:
+    """A bundle that is damaged where the image begins is noticed before the disk is touched."""
+    size = made.images[NAME.format("metal", "raw")].stat().st_size
+    node, file = loops.disk(size)
+    reference = made.copy(tmp_path / "copy")
+    largest = max((tmp_path / "copy" / "blobs" / "sha256").iterdir(), key=lambda blob: blob.stat().st_size)
+    with largest.open("r+b") as blob:
+        blob.seek(largest.stat().st_size * 3 // 4)
+        blob.write(noise(64))
+    user.run("rehydrate", node, "--disk", "metal", "--yes", "--bundle", reference, code=5)
+    assert file.read_bytes() == OLD * size
+
+
+def test_an_image_for_other_sectors(user: User, made: Made, loops: Loops) -> None:
+    """Who takes metal4k for a disk with sectors of 512 bytes is warned."""
+    node, _ = loops.disk(MIB)
+    name = NAME.format("metal4k", "raw")
+    ran = user.run("rehydrate", node, "--file", name, "--yes", "--bundle", made.reference)
+    assert "warning: the image is made for sectors of 4096 bytes" in ran.err
