@@ -26,7 +26,7 @@ from rehydrator.bundle.making import (
     views,
 )
 from rehydrator.codecs import streams
-from rehydrator.core.errors import LimitExceeded, RehydratorError
+from rehydrator.core.errors import Interrupted, LimitExceeded, RehydratorError
 from rehydrator.engine import Zeros
 
 if TYPE_CHECKING:
@@ -291,8 +291,14 @@ class _Begun:
         if stop.is_set():
             return
         alone = len(self._in_order) == 1
+
+        def go_on(length: int) -> None:
+            if stop.is_set():
+                raise Interrupted("interrupted")
+            progress(length)
+
         try:
-            make_ordered(self._bundle, each, each.sink.write, self._options.jobs, progress, alone=alone)
+            make_ordered(self._bundle, each, each.sink.write, self._options.jobs, go_on, alone=alone)
             if not stop.is_set():
                 each.finish()
         except (RehydratorError, OSError) as error:

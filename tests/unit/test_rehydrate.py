@@ -572,6 +572,26 @@ def test_what_has_no_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs
     }
 
 
+def test_an_interrupt_ends_what_has_no_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that are made from their beginning are not made to their end first."""
+    monkeypatch.setattr(rehydrate, "_SMALL", 1000)
+    monkeypatch.setattr("rehydrator.bundle.making.BLOCK", 4096)
+    bundle = dice_bundle(*(replace(image(name), boundaries=()) for name in ("x", "y")))
+    blocks = 2 * -(-SIZE // 4096)
+    done: list[int] = []
+
+    def interrupt(length: int) -> None:
+        done.append(length)
+        if len(done) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.02)
+
+    with pytest.raises(KeyboardInterrupt):
+        to_directory(bundle, bundle.images, tmp_path, Options(2), interrupt, lambda *_: None)
+    assert len(done) < blocks * 2 // 3
+    assert names_in(tmp_path) == []
+
+
 def test_checked_side_by_side() -> None:
     """Several are checked in one pass; what is wrong with each is told in their order."""
     bundle = dice_bundle(
