@@ -243,8 +243,8 @@ def _back_text(results: Results) -> str:
         "that write the file themselves are followed by `sha256sum`. *to a pipe*: rehydrator's reader "
         "keeps the bytes in a file, the peers' is `sha256sum`; a peer that can only write a file writes "
         "it first. Plain tools do the final step alone, from a file that is there already: they are what "
-        "it costs at least. sha256sum is that of coreutils, which may not use the processor's SHA "
-        "extensions; openssl does."
+        "it costs at least; `qemu-img convert` starts from a qcow2 of the same disk. sha256sum is that of "
+        "coreutils, which may not use the processor's SHA extensions; openssl does."
     )
 
 

@@ -152,7 +152,7 @@ def _all(results: Results) -> str:
         found = span(steps) if good(steps) else None
         count = f"{steps[0]['files']} of {len(results['files'])} files"
         note = "" if steps[0]["files"] == len(results["files"]) else count
-        note += "" if exact(steps) else f" {len(steps[0]['wrong'])} not exact"
+        note += "" if exact(steps) else f" ({len(steps[0]['wrong'])} not exact)"
         rows.append(Bar(TITLES[name], (found,), name in OURS, note.strip() if found else "failed"))
     return bars("Every file of the release back, verified", "seconds", rows, seconds_text) if rows else ""
 
@@ -190,7 +190,9 @@ def _cores(results: Results) -> str:
         beyond = tuple((float(count), model.one / model.seconds(count)) for count in PREDICTED)
         series.append(Line(task, points, beyond))
     title = "Speed-up with processors: measured at 1 and 2, predicted (dotted) beyond"
-    return lines(title, "processors", "times", series, lambda value: f"{value:.3g}") if series else ""
+    if not series:
+        return ""
+    return lines(title, "processors", "times", series, lambda value: f"{value:.3g}", (1, 2, *PREDICTED))
 
 
 def level_rows(results: Results) -> list[tuple[int, Step | None, Step | None]]:

@@ -72,7 +72,7 @@ PLAIN = (
     ),
     Plain(
         CONVERT,
-        "`qemu-img convert` from a qcow2 of the same disk, not verified",
+        "`qemu-img convert` to this format, not verified",
         "qemu-img convert -q -f qcow2 -O {format} {arguments} prepared/plain/{platform}.qcow2 scratch/back",
         prepare="qemu-img convert -q -f {format} -O qcow2 {file} prepared/plain/{platform}.qcow2",
     ),

@@ -73,13 +73,19 @@ def bars(
 
 
 def lines(
-    title: str, x_title: str, y_title: str, series: Sequence[Line], text: Callable[[float], str]
+    title: str,
+    x_title: str,
+    y_title: str,
+    series: Sequence[Line],
+    text: Callable[[float], str],
+    marks: Sequence[float] = (),
 ) -> str:
-    """Points joined by lines; predictions are hollow and dashed."""
+    """Points joined by lines; predictions are hollow and dashed. `marks`: where both axes have labels,
+    if they are logarithmic."""
     points = [point for line in series for point in (*line.points, *line.predicted)]
     left, right, top, bottom = 90, _WIDTH - 260, _TOP, _TOP + 300
-    across = _scale([x for x, _ in points], max(x for x, _ in points), left, right)
-    up = _scale([y for _, y in points], max(y for _, y in points) * 1.05, bottom, top)
+    across = _scale([x for x, _ in points], max(x for x, _ in points), left, right, marks)
+    up = _scale([y for _, y in points], max(y for _, y in points) * 1.05, bottom, top, marks)
     parts = _grid(across, top, bottom, _short)
     parts += _levels(up, left, right, text)
     for number, line in enumerate(series):
@@ -102,6 +108,7 @@ class _Scale:
     start: float
     end: float
     log: bool
+    marks: Sequence[float] = ()
 
     def __call__(self, value: float) -> float:
         if self.log:
@@ -112,6 +119,8 @@ class _Scale:
 
     def ticks(self) -> list[float]:
         """Where the axis has labels: powers of ten, or steps of 1, 2 or 5 times one."""
+        if self.log and self.marks:
+            return [mark for mark in self.marks if self.low <= mark <= self.high]
         if self.log:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
             step = max(1, (last - first) // 6)
@@ -124,12 +133,14 @@ class _Scale:
 _APART = 30  # times the least value, from which an axis is logarithmic
 
 
-def _scale(values: Sequence[float], most: float, start: float, end: float) -> _Scale:
+def _scale(
+    values: Sequence[float], most: float, start: float, end: float, marks: Sequence[float] = ()
+) -> _Scale:
     positive = [value for value in values if value > 0]
     most = most if most > 0 else 1.0
     if positive and most / min(positive) > _APART:
-        low = 10.0 ** math.floor(math.log10(min(positive)) - 0.01)
-        return _Scale(low, most, start, end, log=True)
+        low = 10.0 ** math.floor(math.log10(min(positive)) - 0.01)  # the least bar can be seen, too
+        return _Scale(min(positive) if marks else low, most, start, end, True, marks)
     return _Scale(0, most, start, end, log=False)
 
 

@@ -108,7 +108,7 @@ def test_what_was_not_measured_is_no_aim() -> None:
 
 def test_the_document_marks_what_is_not_exact() -> None:
     """A peer that gives other bytes has its seconds, and the mark."""
-    row = next(line for line in markdown(results()).splitlines() if "qemu-img convert` from" in line)
+    row = next(line for line in markdown(results()).splitlines() if "qemu-img convert` to this" in line)
     assert row.endswith("| **not exact** |")
 
 
