@@ -219,4 +219,5 @@ def _run(program: str, at: Listening, name: str) -> int:
 
 
 def _say(message: str) -> None:
-    click.echo(f"rehydrator: {printable(message)}", err=True)
+    with suppress(OSError):  # nobody reads it, and clients are to be served all the same
+        click.echo(f"rehydrator: {printable(message)}", err=True)

@@ -111,7 +111,7 @@ class Runs:
 
 class ZeroRuns:
     """Where the spaces of a machine are zero, as their recipes say. A space's recipe is read once,
-    whole (measured: 0.1 s for one of 40,000 ops), when it is asked for."""
+    whole (measured: 0.08 s for 44,000 ops), when it is asked for."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine

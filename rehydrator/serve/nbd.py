@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from rehydrator.core.errors import HostileInput
 from rehydrator.serve.link import Link
 from rehydrator.serve.negotiation import negotiate
-from rehydrator.serve.transmission import Transmission
+from rehydrator.serve.transmission import Slots, Transmission
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,7 @@ class Server:
         self, listener: socket.socket, exports: Exports, jobs: int, say: Callable[[str], None]
     ) -> None:
         self._listener, self._exports, self._say = listener, exports, say
-        self._slot = threading.BoundedSemaphore(jobs)
+        self._slots = Slots(jobs)
         self._lock = threading.Lock()
         self._clients: dict[Link, threading.Thread] = {}
         self._said: set[str] = set()
@@ -105,7 +105,7 @@ class Server:
             chosen = negotiate(link, self._exports)
             if chosen is not None:
                 link.within(None)
-                Transmission(link, chosen, self._slot, self._complain).run()
+                Transmission(link, chosen, self._slots.of_client(), self._complain).run()
         except (OSError, HostileInput):
             pass  # gone, too slow, or no NBD client: nobody else is concerned
         finally:

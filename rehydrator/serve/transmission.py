@@ -12,6 +12,7 @@ is bounded, and making needs a slot, which all connections share: that bounds th
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rehydrator.core.errors import HostileInput, RehydratorError
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from rehydrator.engine import Piece
-    from rehydrator.serve.images import Image
     from rehydrator.serve.link import Buffer, Link
     from rehydrator.serve.negotiation import Chosen
 
@@ -45,6 +45,25 @@ _MOST_DESCRIPTORS: Final = 4096
 
 _WRITES: Final = (nbd.CMD_WRITE, nbd.CMD_TRIM, nbd.CMD_WRITE_ZEROES)
 _FLAGS: Final = {nbd.CMD_READ: nbd.CMD_FLAG_DF, nbd.CMD_BLOCK_STATUS: nbd.CMD_FLAG_REQ_ONE}
+
+
+class Slots:
+    """Who may make bytes: `jobs` threads at once, which wait in a row. A client has no more than
+    that in the row, so that one who asks for much waits for his own."""
+
+    def __init__(self, jobs: int) -> None:
+        self._jobs, self._all = jobs, threading.BoundedSemaphore(jobs)
+
+    def of_client(self) -> Callable[[], AbstractContextManager[object]]:
+        """What a client's threads take one of."""
+        own = threading.BoundedSemaphore(self._jobs)
+
+        @contextmanager
+        def taken() -> Iterator[None]:
+            with own, self._all:
+                yield
+
+        return taken
 
 
 class Request(NamedTuple):
@@ -66,14 +85,14 @@ class Failure(Exception):
 
 
 class Transmission:
-    """Serves one client until it leaves. `slot` is held while bytes are made, and `complain` told
+    """Serves one client until it leaves. A `slot` is taken while bytes are made, and `complain` told
     what cannot be made."""
 
     def __init__(
         self,
         link: Link,
         chosen: Chosen,
-        slot: AbstractContextManager[object],
+        slot: Callable[[], AbstractContextManager[object]],
         complain: Callable[[str], None],
     ) -> None:
         self._link, self._structured, self._allocation = link, chosen.structured, chosen.allocation
@@ -219,8 +238,20 @@ class Transmission:
         with self._making(offset):
             return list(self._image.pieces(offset, length))
 
-    def _making(self, offset: int) -> _Making:
-        return _Making(self._slot, self._image, self._name, offset, self._complain)
+    @contextmanager
+    def _making(self, offset: int) -> Iterator[None]:
+        """Holds a slot, and turns what goes wrong into the answer that the client gets."""
+        try:
+            with self._slot():
+                yield
+        except MemoryError:
+            self._complain(f"{self._name}: out of memory at {offset}")
+            raise Failure(nbd.ENOMEM, "out of memory", offset) from None
+        except Exception as error:  # noqa: BLE001 - a defect of ours is this request's end alone
+            known = isinstance(error, RehydratorError | OSError)
+            message = str(error) if known else f"{type(error).__name__}: {error}"
+            self._complain(f"{self._name}: {message}")
+            raise Failure(nbd.EIO, message, offset) from None
 
     def _send(self, buffers: list[Buffer]) -> None:
         with self._sending:
@@ -236,35 +267,6 @@ class Transmission:
         if failure.at is not None and request.kind == nbd.CMD_READ:
             kind, payload = nbd.REPLY_ERROR_OFFSET, payload + failure.at.to_bytes(8, "big")
         self._send([_chunk(request, kind, len(payload)), payload])
-
-
-class _Making:
-    """Holds a slot, and turns what goes wrong into the answer that the client gets."""
-
-    def __init__(
-        self,
-        slot: AbstractContextManager[object],
-        image: Image,
-        name: str,
-        offset: int,
-        complain: Callable[[str], None],
-    ) -> None:
-        self._slot, self._image, self._name, self._offset = slot, image, name, offset
-        self._complain = complain
-
-    def __enter__(self) -> None:
-        self._slot.__enter__()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._slot.__exit__(None, None, None)
-        if isinstance(error, MemoryError):
-            self._complain(f"{self._name}: out of memory at {self._offset}")
-            raise Failure(nbd.ENOMEM, "out of memory", self._offset) from None
-        if isinstance(error, Exception):
-            known = isinstance(error, RehydratorError | OSError)
-            message = str(error) if known else f"{type(error).__name__}: {error}"
-            self._complain(f"{self._name}: {message}")
-            raise Failure(nbd.EIO, message, self._offset) from None
 
 
 def _chunk(request: Request, kind: int, length: int) -> bytes:

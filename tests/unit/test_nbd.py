@@ -638,6 +638,31 @@ def test_slots_bound_what_is_made_at_once() -> None:
     served.end()
 
 
+def test_who_asks_for_much_waits_for_his_own() -> None:
+    """A client's eighth request does not go before another one's first."""
+    order: list[int] = []
+    gate = Gate()
+
+    def before(offset: int) -> None:
+        order.append(offset)
+        gate(offset)
+        time.sleep(0.02)
+
+    served = serving(MemoryImage(DATA, before=before), jobs=1)
+    greedy, other = served.client(), served.client()
+    greedy.go()
+    other.go()
+    for offset in range(8):
+        greedy.request(READ, offset, 1, cookie=offset)
+    assert gate.reached.wait(20)
+    other.request(READ, 100, 1)
+    time.sleep(0.3)
+    gate.open.set()
+    assert other.chunk().payload[8:] == DATA[100:101]
+    assert order.index(100) < 5
+    served.end()
+
+
 def test_who_does_not_read_stops_himself_alone() -> None:
     """A client that asks for 160 MB and takes none of them: a block for each of its threads is
     made, and others are served."""
