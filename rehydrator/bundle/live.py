@@ -3,8 +3,9 @@ disks may be derived from it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from backports import zstd
 
 from rehydrator.bundle import contents
@@ -29,7 +30,8 @@ FILE_SYSTEMS = frozenset(each.name for each in contents.FILE_SYSTEMS)
 _WORTH = 4 << 20
 
 # As large as the frames that a disk is stored in.
-_SAMPLE, _SAMPLES = 16 << 20, 4
+_FRAME, _SAMPLES = 16 << 20, 4
+_QUICK = 1
 
 
 class Live(NamedTuple):
@@ -56,19 +58,29 @@ class Live(NamedTuple):
 
 
 def compressed_size(guest: Reader, found: Survey, level: int, each: Each) -> int:
-    """About how many bytes a disk takes when it is stored whole, by a few of its frames; pages
-    that stand more than once are stored once."""
-    stretches = [found.pages[at : at + _SAMPLE // PAGE] for at in _spread(len(found.pages))]
-    samples = [b"".join(guest.pread(int(page) * PAGE, PAGE) for page in pages) for pages in stretches]
-    packed = sum(each(lambda sample: len(zstd.compress(sample, level)), samples))
-    unique = len(set(found.hashes.tolist())) * PAGE
-    return unique * packed // max(sum(map(len, samples)), 1)
+    """About how many bytes a disk takes when it is stored whole: all of it compressed quickly, times
+    what `level` gains on a few frames. Pages that stand more than once are stored once.
 
+    A few frames alone tell little: of the os release they said 273 MB where it took 180.
+    """
+    unique = found.pages[np.sort(np.unique(found.hashes, return_index=True)[1])]
+    frames = [unique[at : at + _FRAME // PAGE] for at in range(0, len(unique), _FRAME // PAGE)]
 
-def _spread(pages: int) -> list[int]:
-    """Where a few samples begin, evenly over all pages."""
-    step = max(pages // _SAMPLES, _SAMPLE // PAGE)
-    return list(range(0, max(pages - _SAMPLE // PAGE, 0) + 1, step))
+    def packed(frame: np.ndarray[Any, Any], at_level: int) -> int:
+        return len(zstd.compress(b"".join(guest.pread(int(page) * PAGE, PAGE) for page in frame), at_level))
+
+    quickly = list(each(lambda frame: packed(frame, _QUICK), frames))
+    # What compresses badly gains little: frames are sampled among their like.
+    order = sorted(range(len(frames)), key=quickly.__getitem__)
+    groups = [order[len(order) * k // _SAMPLES : len(order) * (k + 1) // _SAMPLES] for k in range(_SAMPLES)]
+    groups = [group for group in groups if group]
+    middles = [group[len(group) // 2] for group in groups]
+    well = list(each(lambda number: packed(frames[number], level), middles))
+    sizes = (
+        sum(quickly[number] for number in group) * size // quickly[middle]
+        for group, middle, size in zip(groups, middles, well, strict=True)
+    )
+    return sum(sizes)
 
 
 def find(files: Iterable[tuple[str, Reader]]) -> tuple[Live | None, list[tuple[str, str]]]:

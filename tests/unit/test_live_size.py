@@ -15,7 +15,7 @@ def test_pages_that_repeat_count_once() -> None:
     """A disk that holds the same pages four times is as large as one that holds them once."""
     once, often = BytesReader(NOISE + bytes(40 * PAGE)), BytesReader(NOISE * 4)
     assert abs(compressed_size(once, survey(once), 1, map) - len(NOISE)) < PAGE
-    assert compressed_size(often, survey(often), 1, map) <= len(NOISE)
+    assert abs(compressed_size(often, survey(often), 1, map) - len(NOISE)) < PAGE
 
 
 def test_a_disk_of_zeros_is_nothing() -> None:
