@@ -108,6 +108,8 @@ class Server:
                 Transmission(link, chosen, self._slots.of_client(), self._complain).run()
         except (OSError, HostileInput):
             pass  # gone, too slow, or no NBD client: nobody else is concerned
+        except Exception as error:  # noqa: BLE001 - a defect of ours is this connection's end alone
+            self._complain(f"{type(error).__name__}: {error}")
         finally:
             self._forget(link)
 

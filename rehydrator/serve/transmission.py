@@ -114,8 +114,9 @@ class Transmission:
         try:
             while (request := self._next()) is not None:
                 self._answer(request)
-        except (OSError, HostileInput):
-            # Gone, or lying: nobody else is concerned.
+        except Exception as error:  # noqa: BLE001 - a defect of ours is this connection's end alone
+            if not isinstance(error, OSError | HostileInput):  # gone, or lying
+                self._complain(f"{self._name}: {type(error).__name__}: {error}")
             self._ended = True
             self._link.close()
         finally:
@@ -249,8 +250,9 @@ class Transmission:
             raise Failure(nbd.ENOMEM, "out of memory", offset) from None
         except Exception as error:  # noqa: BLE001 - a defect of ours is this request's end alone
             known = isinstance(error, RehydratorError | OSError)
-            message = str(error) if known else f"{type(error).__name__}: {error}"
-            self._complain(f"{self._name}: {message}")
+            self._complain(f"{self._name}: {error if known else f'{type(error).__name__}: {error}'}")
+            # What the system says may name paths of this machine, which are nobody's business.
+            message = str(error) if isinstance(error, RehydratorError) else "it cannot be read"
             raise Failure(nbd.EIO, message, offset) from None
 
     def _send(self, buffers: list[Buffer]) -> None:
@@ -261,7 +263,8 @@ class Transmission:
         if not self._structured:
             self._send([nbd.SIMPLE_REPLY.pack(nbd.SIMPLE_REPLY_MAGIC, failure.error, request.cookie)])
             return
-        message = str(failure).encode()[: nbd.MAX_STRING]
+        message = str(failure).encode(errors="replace")[: nbd.MAX_STRING]
+        message = message.decode(errors="ignore").encode()  # whole characters
         payload = nbd.ERROR.pack(failure.error, len(message)) + message
         kind = nbd.REPLY_ERROR
         if failure.at is not None and request.kind == nbd.CMD_READ:

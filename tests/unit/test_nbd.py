@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rehydrator.core.ops import Op
+    from rehydrator.engine import Piece
 
 EPERM, EIO, ENOMEM, EINVAL, EOVERFLOW = 1, 5, 12, 22, 75
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(8)
@@ -508,17 +509,20 @@ def failing(error: BaseException, behind: int = 0) -> MemoryImage:
 
 
 @pytest.mark.parametrize(
-    ("error", "number", "said"),
+    ("error", "number", "told", "said"),
     [
-        (DigestMismatch("frame at 0 is damaged"), EIO, "a: frame at 0 is damaged"),
-        (OSError(5, "Input/output error"), EIO, "a: [Errno 5] Input/output error"),
-        (MemoryError(), ENOMEM, "a: out of memory at 5"),
-        (KeyError("unforeseen"), EIO, "a: KeyError: 'unforeseen'"),
+        (DigestMismatch("frame at 0 is damaged"), EIO, "frame at 0 is damaged", "frame at 0 is damaged"),
+        (DigestMismatch("\udcff"), EIO, "?", "\udcff"),
+        (DigestMismatch("\u20ac" * 2000), EIO, "\u20ac" * 1365, "\u20ac" * 2000),
+        (OSError(5, "no medium", "/mine"), EIO, "it cannot be read", "[Errno 5] no medium: '/mine'"),
+        (MemoryError(), ENOMEM, "out of memory", "out of memory at 5"),
+        (KeyError("unforeseen"), EIO, "it cannot be read", "KeyError: 'unforeseen'"),
     ],
-    ids=["digest", "system", "memory", "defect"],
+    ids=["digest", "surrogate", "long", "system", "memory", "defect"],
 )
-def test_what_cannot_be_made_is_an_error(error: BaseException, number: int, said: str) -> None:
-    """For the client, each time; it is said here once; and the connection goes on."""
+def test_what_cannot_be_made_is_an_error(error: BaseException, number: int, told: str, said: str) -> None:
+    """For the client, each time, without what is not his business; it is said here once; and the
+    connection goes on."""
     served = serving(failing(error), MemoryImage(b"fine"))
     client, simple, other = served.client(), served.client(), served.client()
     client.go()
@@ -526,11 +530,29 @@ def test_what_cannot_be_made_is_an_error(error: BaseException, number: int, said
     other.go(b"b")
     for _ in range(2):
         client.request(READ, 5, 10)
-        assert (number, True) == (client.error()[0], True)
+        assert client.error() == (number, told)
         simple.request(READ, 5, 10)
-        assert (number, 7) == simple.simple()
+        assert simple.simple() == (number, 7)
         assert other.pread(0, 4) == b"fine"
-    assert [said] == served.said
+    assert served.said == [f"a: {said}"]
+    served.end()
+
+
+def test_a_defect_ends_one_connection() -> None:
+    """An image that gives what cannot be sent: the client is hung up on, and others are not."""
+
+    class Wrong(MemoryImage):
+        def pieces(self, offset: int, length: int) -> Iterator[Piece]:
+            yield "text"  # type: ignore[misc]
+
+    served = serving(Wrong(DATA), MemoryImage(b"fine"))
+    client, other = served.client(), served.client()
+    client.go()
+    client.request(READ, 5, 10)
+    assert client.left()
+    other.go(b"b")
+    assert other.pread(0, 4) == b"fine"
+    assert [each.startswith("a: TypeError: ") for each in served.said] == [True]
     served.end()
 
 
