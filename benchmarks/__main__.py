@@ -117,14 +117,14 @@ def _options(arguments: argparse.Namespace) -> Options:
         tasks=tuple(task for task in TASKS if task in arguments.tasks),
         only=arguments.only,
         store_rounds=arguments.store_rounds,
-        levels=chosen("levels", (1, 3, 9, 15), (1, 9)),
-        scale_data=chosen("scale_data", (600, 2500), (10, 40)),
+        levels=chosen("levels", (1, 3, 9, 15), (1,)),
+        scale_data=chosen("scale_data", (600, 2500), (5, 20)),
         scale_virtual=chosen("scale_virtual", (4, 10, 100), (1, 2)),
-        scale_files=chosen("scale_files", (1, 2, 4, 8), (1, 2, 4)),
+        scale_files=chosen("scale_files", (1, 2, 4, 8), (1, 2, 3)),
         scale_level=arguments.scale_level,
         packed=0 if quick else 6,
         memory=arguments.memory,
-        patience=5 if quick else 1800,
+        patience=1 if quick else 1800,
         minutes=arguments.minutes,
     )
 
