@@ -351,8 +351,13 @@ class Machine:
 
     def copied(self, space: int, offset: int, length: int) -> Iterator[tuple[int, int, int, int]]:
         """Which bytes of a span are copies: (space, offset there, length, offset here) of the lowest
-        spaces that they are copied from."""
+        spaces that they are copied from.
+
+        Raises:
+            HostileInput: a copy of bytes outside of their space.
+        """
         target, end = self.space(space), offset + length
+        check_span(offset, length, target.size, f"space {space}")
         if not isinstance(target, Recipe):
             yield space, offset, length, offset
             return

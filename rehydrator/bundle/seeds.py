@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from rehydrator.bundle.manifest import PLAIN_DIGEST, PackSpace
 from rehydrator.core.digest import frame_digest
-from rehydrator.core.errors import UsageError
+from rehydrator.core.errors import RehydratorError, UsageError
 from rehydrator.core.pack import DATA
 from rehydrator.store.files import FileReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from rehydrator.bundle.manifest import Artifact, Manifest
     from rehydrator.bundle.reader import Bundle
     from rehydrator.core.pack import Frame
+
+# Copies that are looked at to find what an image has; each takes 200 bytes, and a recipe of hostile
+# recipes may have any number.
+_MOST_RUNS = 1 << 17
 
 
 class Seeds:
@@ -33,7 +38,18 @@ class Seeds:
         self._bundle = bundle
         self._seeds: list[dict[int, _Runs]] = []
         self._lock = threading.Lock()
-        self.taken = self.missed = 0
+        self._asked: dict[tuple[int, int], bool] = {}
+        self._known: dict[int, dict[int, bytes]] = {}
+
+    @property
+    def asked(self) -> int:
+        """Data frames that were needed."""
+        return len(self._asked)
+
+    @property
+    def taken(self) -> int:
+        """Those of them that came from an image at hand, whenever they were needed."""
+        return sum(self._asked.values())
 
     def add(self, path: Path) -> Artifact:
         """Take frames from an image; the artifact that it is taken for.
@@ -42,10 +58,18 @@ class Seeds:
             UsageError: no artifact of the bundle is like it, or it has no bytes that lie open.
         """
         file = FileReader(path)
+        if not any(pack.plain for pack in self._bundle.manifest.packs):
+            raise UsageError(
+                f"--seed {path}: of no use: this bundle is small, or older than seeds are; leave --seed out"
+            )
         artifact = _artifact_like(self._bundle.manifest, path.name, file.size)
         runs = _runs(self._bundle, artifact, file)
         if not runs:
-            raise UsageError(f"--seed {path}: nothing can be taken from it: what it has is compressed in it")
+            raise UsageError(
+                f"--seed {path}: nothing can be taken from a file like {artifact.image.name}, whose bytes "
+                "are compressed or too few; give a raw disk, a VHD, a VHDX, a tar, or a qcow2 that is not "
+                "compressed"
+            )
         self._seeds.append(runs)
         for number, pack in enumerate(self._bundle.packs()):
             pack.seed = self._seed_of(number)
@@ -53,25 +77,26 @@ class Seeds:
 
     def _seed_of(self, pack: int) -> Callable[[Frame], bytes | None]:
         """What a pack asks for its frames."""
-        digests = self._bundle.manifest.packs[pack].plain
-        numbers = self._numbers(pack) if digests else {}
 
         def seed(frame: Frame) -> bytes | None:
-            number = numbers.get(frame.start)
-            if frame.kind != DATA or number is None or number >= len(digests):
+            if frame.kind != DATA:
                 return None
-            found = self._find(pack, frame, digests[number])
+            digest = self._digests(pack).get(frame.start)
+            found = self._find(pack, frame, digest) if digest else None
             with self._lock:
-                self.taken += found is not None
-                self.missed += found is None
+                key = pack, frame.start
+                self._asked[key] = self._asked.get(key, True) and found is not None
             return found
 
         return seed
 
-    def _numbers(self, pack: int) -> dict[int, int]:
-        """The number of each data frame, by where its bytes begin."""
-        frames = [frame for frame in self._bundle.packs()[pack].frames() if frame.kind == DATA]
-        return {frame.start: number for number, frame in enumerate(frames)}
+    def _digests(self, pack: int) -> dict[int, bytes]:
+        """The digest of each data frame of a pack, by where its bytes begin."""
+        if pack not in self._known:
+            frames = (frame for frame in self._bundle.packs()[pack].frames() if frame.kind == DATA)
+            digests = self._bundle.manifest.packs[pack].plain
+            self._known[pack] = {frame.start: digest for frame, digest in zip(frames, digests, strict=False)}
+        return self._known[pack]
 
     def _find(self, pack: int, frame: Frame, digest: bytes) -> bytes | None:
         for runs in self._seeds:
@@ -84,28 +109,46 @@ class Seeds:
 class _Runs:
     """Where bytes of one pack's space lie in a file: (start, length, offset in the file)."""
 
-    def __init__(self, file: FileReader, runs: list[tuple[int, int, int]]) -> None:
-        self._file, self._runs = file, sorted(runs)
+    def __init__(self, file: FileReader, runs: Iterable[tuple[int, int, int]]) -> None:
+        self._file = file
+        self._runs = list(_apart(sorted(runs)))
         self._starts = [start for start, _, _ in self._runs]
 
     def read(self, start: int, length: int) -> bytes | None:
-        """A span of the space; None where the file has not all of it."""
-        made, end = bytearray(), start + length
-        index = max(bisect_right(self._starts, start) - 1, 0)
-        while start < end:
-            if index >= len(self._runs):
+        """A span of the space; None where the file has not all of it, or cannot be read."""
+        spans = self._spans(start, start + length)
+        if spans is None:
+            return None
+        try:
+            return b"".join([self._file.pread(offset, part) for offset, part in spans])
+        except (RehydratorError, OSError):
+            # Shorter than it was, or a disk that is broken there; the bundle has it.
+            return None
+
+    def _spans(self, start: int, end: int) -> list[tuple[int, int]] | None:
+        """Where a span lies in the file: (offset, length)."""
+        spans, index = [], max(bisect_right(self._starts, start) - 1, 0)
+        for low, size, offset in islice(self._runs, index, None):
+            if start >= end or low > start:
+                break
+            part = min(end, low + size) - start
+            if part <= 0:
                 return None
-            low, size, offset = self._runs[index]
-            if low > start:
+            if offset + start - low + part > self._file.size:
                 return None
-            take = min(end, low + size) - start
-            if take > 0:
-                if offset + start - low + take > self._file.size:
-                    return None
-                made += self._file.pread(offset + start - low, take)
-                start += take
-            index += 1
-        return bytes(made)
+            spans.append((offset + start - low, part))
+            start += part
+        return spans if start >= end else None
+
+
+def _apart(runs: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Ascending runs without what those before them have."""
+    end = 0
+    for start, length, offset in runs:
+        skip = max(end - start, 0)
+        if length > skip:
+            yield start + skip, length - skip, offset + skip
+            end = start + length
 
 
 def _artifact_like(manifest: Manifest, name: str, size: int) -> Artifact:
@@ -113,9 +156,9 @@ def _artifact_like(manifest: Manifest, name: str, size: int) -> Artifact:
     parts of its name that are not the version."""
     artifacts = [each for each in manifest.artifacts() if each.image.space is not None]
     by_name = [each for each in artifacts if each.image.name == name]
-    by_size = [each for each in artifacts if each.image.size == size]
     parts = _parts(name)
     alike = sorted(artifacts, key=lambda each: -len(parts & _parts(each.image.name)))
+    by_size = [each for each in alike if each.image.size == size]
     found = by_name or by_size or [each for each in alike[:1] if parts & _parts(each.image.name)]
     if not found:
         raise UsageError(
@@ -135,7 +178,8 @@ def _runs(bundle: Bundle, artifact: Artifact, file: FileReader) -> dict[int, _Ru
     """Which bytes of which packs lie open in an image."""
     space, found = artifact.image.space, dict[int, list[tuple[int, int, int]]]()
     assert space is not None
-    for below, start, length, at in bundle.machine.copied(space, 0, artifact.image.size):
+    copied = bundle.machine.copied(space, 0, artifact.image.size)
+    for below, start, length, at in islice(copied, _MOST_RUNS):
         held = bundle.manifest.spaces[below]
         if isinstance(held, PackSpace) and bundle.manifest.packs[held.pack].plain:
             found.setdefault(held.pack, []).append((start, length, at))

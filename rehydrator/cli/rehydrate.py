@@ -103,8 +103,8 @@ def command(
         raise UsageError("name what to rehydrate: --disk PLATFORM, --file NAME, --iso, --pxe or --all")
     if not dest:
         raise UsageError("DEST is empty; name a directory, or - for standard output")
-    if dest == "-" and in_place:
-        raise UsageError("--in-place needs a directory, not standard output")
+    if in_place and (dest == "-" or Path(dest).is_block_device()):
+        raise UsageError(f"--in-place needs a directory as DEST, not {dest}")
     if dest == "-" and sys.stdout is None:
         raise UsageError("standard output is closed; redirect it to a file or a pipe")
     if dest == "-" and sys.stdout.isatty():
@@ -159,8 +159,9 @@ def _seeded(bundle: Bundle, files: Sequence[Path]) -> Iterator[None]:
     try:
         yield
     finally:
-        asked = seeds.taken + seeds.missed
-        click.echo(f"{seeds.taken} of {asked} frames came from --seed, the rest from the bundle", err=True)
+        click.echo(
+            f"{seeds.taken} of {seeds.asked} frames came from --seed, the rest from the bundle", err=True
+        )
 
 
 def _say_how(bundle: Bundle, outputs: Sequence[Output], options: Options) -> None:
