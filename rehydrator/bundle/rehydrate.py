@@ -73,8 +73,18 @@ class Options:
     @property
     def workers(self) -> int:
         """Threads, of which each has frames of its own."""
-        left = (self.memory or default_memory(self.jobs)) - _BASE_MEMORY
-        return max(1, min(self.jobs, (left - cache_size(left + _BASE_MEMORY)) // _WORKER_MEMORY))
+        return max(1, min(self.jobs, self._left // _WORKER_MEMORY))
+
+    @property
+    def ahead(self) -> int:
+        """Bytes of blocks that wait for their writer."""
+        return max(0, min(_AHEAD, self._left // 2))
+
+    @property
+    def _left(self) -> int:
+        """Memory beside the program itself and the frames that it keeps."""
+        memory = self.memory or default_memory(self.jobs)
+        return memory - _BASE_MEMORY - cache_size(memory)
 
     def is_sparse(self, output: Output) -> bool:
         """Whether zeros become holes."""
@@ -133,20 +143,21 @@ def make_ordered(
     progress: Callable[[int], object],
     *,
     alone: bool = True,
+    memory: int = 0,
 ) -> None:
     """Make an output in order, and give it to `write`; the streams that it needs are encoded ahead.
-    `alone`: nobody else reads them.
+    `alone`: nobody else reads them. `memory`: see Options.
 
     Raises:
         DigestMismatch: what was made is not what was published.
     """
-    machine = bundle.machine
+    machine, options = bundle.machine, Options(jobs, memory=memory)
     at_once = encoding(bundle, [each.output], jobs).at_once
     end_streams = machine.streams_ahead(each.output.form.space or 0, at_once)
     try:
         # Four blocks come from one frame, and all but one of their workers wait for it; so there
-        # are twice as many workers as `jobs`, for the next frame to be decoded meanwhile.
-        make_in_order(each, write, 2 * jobs, _AHEAD, progress)
+        # are twice as many workers as threads, for the next frame to be decoded meanwhile.
+        make_in_order(each, write, 2 * options.workers, options.ahead, progress)
     except BaseException:
         end_streams()
         if alone:
@@ -298,7 +309,10 @@ class _Begun:
             progress(length)
 
         try:
-            make_ordered(self._bundle, each, each.sink.write, self._options.jobs, go_on, alone=alone)
+            options = self._options
+            make_ordered(
+                self._bundle, each, each.sink.write, options.jobs, go_on, alone=alone, memory=options.memory
+            )
             if not stop.is_set():
                 each.finish()
         except (RehydratorError, OSError) as error:
@@ -410,9 +424,10 @@ def to_pipe(
     descriptor: int,
     jobs: int,
     progress: Callable[[int], object] = lambda _: None,
+    memory: int = 0,
 ) -> None:
     """One output as its bytes; several as a pax tar, whose end marker comes only when every
-    member had its digest.
+    member had its digest. `memory`: see Options.
 
     Raises:
         DigestMismatch: bytes that were written already are wrong.
@@ -421,7 +436,7 @@ def to_pipe(
 
     def make(output: Output) -> None:
         each = making(bundle, output)
-        make_ordered(bundle, each, lambda _, pieces: sink.write(pieces), jobs, progress)
+        make_ordered(bundle, each, lambda _, pieces: sink.write(pieces), jobs, progress, memory=memory)
 
     try:
         if len(outputs) == 1:

@@ -132,7 +132,7 @@ def _give(
     as_json: bool,
 ) -> int:
     if dest == "-":
-        return _to_pipe(bundle, without_signatures(outputs, names), options.jobs)
+        return _to_pipe(bundle, without_signatures(outputs, names), options)
     if Path(dest).is_block_device():
         from rehydrator.cli.rehydrate_device import to_device
 
@@ -207,13 +207,13 @@ def _announce(bundle: Bundle, outputs: Sequence[Output], jobs: int) -> None:
         )
 
 
-def _to_pipe(bundle: Bundle, outputs: list[Output], jobs: int) -> int:
+def _to_pipe(bundle: Bundle, outputs: list[Output], options: Options) -> int:
     from rehydrator.bundle.rehydrate import to_pipe
 
-    _announce(bundle, outputs, jobs)
+    _announce(bundle, outputs, options.jobs)
     progress = Progress("rehydrating", sum(each.form.size for each in outputs))
     try:
-        to_pipe(bundle, outputs, sys.stdout.fileno(), jobs, progress.advance)
+        to_pipe(bundle, outputs, sys.stdout.fileno(), options.jobs, progress.advance, options.memory)
     except DigestMismatch as error:
         raise DigestMismatch(f"{error}. The output is BAD: throw it away") from None
     finally:
