@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from rehydrator.core.ops import Copy, Decode, Encode, Offsets, Op, Series, zeros  # noqa: E402
 from rehydrator.core.recipe import encode_chunk  # noqa: E402
+from tests.fips180 import chaining_value  # noqa: E402
 from tests.vectors import making as register  # noqa: E402
 from tests.vectors import published  # noqa: E402
 from tests.vectors.draft import Draft, canonical, pin_pack, write_tree  # noqa: E402
@@ -240,7 +241,22 @@ def releases() -> Draft:
     return draft
 
 
-GOOD = (literals, series, units_zlib, units_zlib_ng, units_zstd, decodes, releases, *published.GOOD)
+def chained() -> Draft:
+    """Chaining values at multiples of 64, between two other runs of bytes, one of them within zeros."""
+    making = Making()
+    at = making.data(FOXES)
+    ops: list[Op] = [Copy(1000, 0, at), zeros(3000), Copy(3000, 0, at + 77)]
+    content = FOXES[:1000] + bytes(3000) + FOXES[77:3077]
+    space = making.recipe([0], ops)
+    making.artifact("chained.raw", space, content)
+    places = (64, 1984, 4032, 6976)
+    records = b"".join(struct.pack("<Q", place) + chaining_value(content[:place]) for place in places)
+    chain = {"space": 0, "offset": making.data(b"before" + records + b"behind") + 6, "count": len(places)}
+    making.artifacts[0]["forms"]["image"]["chain"] = chain
+    return making.draft()
+
+
+GOOD = (literals, chained, series, units_zlib, units_zlib_ng, units_zstd, decodes, releases, *published.GOOD)
 
 
 # --- broken: each changes a good bundle; "sealed" means that all digests are computed anew
@@ -575,6 +591,23 @@ document(
 document(
     8, "known_answer_empty", "a known answer about no bytes", put("known_answers", 0, "plain", "length", 0)
 )
+
+
+def chain(name: str, why: str, key: str, value: Any) -> None:
+    """Enter a change of where chaining values lie."""
+    change = put("releases", 0, "artifacts", 0, "forms", "image", "chain", key, value)
+    register.document(8, f"chain_{name}", why, change, chained)
+
+
+chain("of_nothing", "no chaining values", "count", 0)
+chain("of_129", "129 chaining values", "count", 129)
+chain("outside", "chaining values that end a byte behind their space", "offset", len(FOXES) + 13)
+chain("beyond", "chaining values from an offset of 2^60", "offset", 1 << 60)
+chain("in_a_recipe", "chaining values in the space of a recipe", "space", 1)
+chain("space_missing", "chaining values in a space that does not exist", "space", 9)
+chain("offset_text", "chaining values from a text", "offset", "0")
+chain("count_true", "a count that is true", "count", True)
+chain("offset_missing", "chaining values from nowhere", "offset", None)
 
 
 def stacked(top: dict[str, Any]) -> None:

@@ -118,6 +118,7 @@ HOW = {"rung?": TEXT, "format?": TEXT, "cost?": NUMBER, "tried?": [TRIED, LIST],
 HOW |= {"facts?": {"*": TEXT}, "encoders?": {"*": TEXT}}
 HOW |= {"published?": HOW}
 FORM = {"name": NAME, "size": NUMBER, "sha256": HEX64, "data?": NUMBER, "space?": LIST}
+FORM |= {"chain?": {"space": LIST, "offset": NUMBER, "count": 128}}
 ARTIFACT = {"platform": NAME, "format": NAME, "arch": WORD, "role": WORD, "mtime": 1 << 40, "mode": 0o777}
 ARTIFACT |= {"sparse": bool, "virtual_size": NUMBER, "canonical": bool, "how": HOW}
 ARTIFACT |= {"forms": {"image": FORM, "published?": FORM, "signature?": FORM}}
@@ -210,8 +211,18 @@ def check(top: Any) -> None:
         else:
             need(form["space"] < len(spaces), "no such space")
             need(spaces[form["space"]]["size"] == form["size"], "recipe of another size")
+        check_chain(form.get("chain"), spaces)
     names = [(form["name"], arch) for arch, _, form in forms]
     need(len(set(names)) == len(names), "two forms of one name")
+
+
+def check_chain(chain: dict[str, int] | None, spaces: list[dict[str, Any]]) -> None:
+    """Where chaining values lie; this reader hashes in sequence, and does not look at them."""
+    if chain is not None:
+        need(chain["count"] and chain["space"] < len(spaces), "no chaining values")
+        space = spaces[chain["space"]]
+        need(not space.get("chunks"), "chaining values in a recipe")
+        need(chain["offset"] + 40 * chain["count"] <= space["size"], "chaining values outside")
 
 
 def forms_of(artifact: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
