@@ -10,6 +10,7 @@ import pytest
 
 from rehydrator.bundle.manifest import (
     Artifact,
+    Chain,
     Form,
     KnownAnswer,
     Manifest,
@@ -51,7 +52,8 @@ def artifact(name: str, arch: str = "x86_64") -> Artifact:
     how = {"rung": "explained", "cost": 5, "bytes": {"copied": 9}}
     published, signature = form(f"{name}.xz", 7, 3), form(f"{name}.xz.sig", 50, 1)
     facts = ("qemu", arch, "raw.xz", "disk")
-    return Artifact(*facts, form(name), published, 1_600_000_000, 0o644, True, 9, True, how, signature)
+    image = replace(form(name), chain=Chain(0, 20, 22))
+    return Artifact(*facts, image, published, 1_600_000_000, 0o644, True, 9, True, how, signature)
 
 
 def made() -> Manifest:
@@ -105,6 +107,18 @@ def test_forms() -> None:
     assert decode(encode(manifest)) == manifest
     assert [output.form.name for output in manifest.outputs()] == ["b"]
     assert [known.as_published.name, replace(known, published=None).as_published.name] == ["b.xz", "b"]
+
+
+def test_chaining_values_in_a_recipe() -> None:
+    """They lie in a pack's space, however large a recipe's is."""
+    spaces = (*made().spaces[:2], RecipeSpace(0, 1, 2, 40, (0, 1)), made().spaces[3])
+    sized = replace(artifact("a"), image=Form("a", 40, DIGEST, 2, 5, Chain(2, 0, 1)))
+    manifest = replace(made(), spaces=spaces, releases=(replace(made().releases[0], artifacts=(sized,)),))
+    with pytest.raises(HostileInput, match=r"bundle\.json: a has no chaining values"):
+        decode(encode(manifest))
+    other = replace(sized, image=replace(sized.image, chain=Chain(1, 10, 1)))
+    good = replace(manifest, releases=(replace(made().releases[0], artifacts=(other,)),))
+    assert decode(encode(good)) == good
 
 
 def test_what_is_required() -> None:
@@ -219,6 +233,20 @@ LIES: dict[str, Callable[[Any], None]] = {
     "a recipe that does not exist": setter(*IMAGE, "space", 4),
     "a recipe of another size": setter(*IMAGE, "size", 9),
     "more data than size": setter(*IMAGE, "data", 11),
+    "no chaining values": setter(*IMAGE, "chain", "count", 0),
+    "a chaining value more than there is": setter(*IMAGE, "chain", "count", 23),
+    "129 chaining values": setter(*IMAGE, "chain", {"space": 0, "offset": 0, "count": 129}),
+    "chaining values that end a byte behind": setter(*IMAGE, "chain", "offset", 21),
+    "chaining values at the end of all": setter(*IMAGE, "chain", "offset", 1 << 60),
+    "chaining values in words": setter(*IMAGE, "chain", "offset", "0"),
+    "as many chaining values as true": setter(*IMAGE, "chain", "count", True),
+    "chaining values of a recipe": setter(*IMAGE, "chain", {"space": 2, "offset": 0, "count": 0}),
+    "chaining values of no space": setter(*IMAGE, "chain", "space", 4),
+    "chaining values of nowhere": setter(*IMAGE, "chain", {"offset": 0, "count": 1}),
+    "chaining values in a list": setter(*IMAGE, "chain", [0, 20, 22]),
+    "chaining values of a published form outside": setter(
+        *FORMS, "published", "chain", {"space": 1, "offset": 11, "count": 1}
+    ),
     "a cost in words": setter(*FILE, "how", "cost", "much"),
     "a published cost in words": setter(*FILE, "how", "published", {"cost": "much"}),
     "two of one name": setter("releases", 0, "artifacts", 1, "arch", "x86_64"),
