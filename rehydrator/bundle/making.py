@@ -34,7 +34,7 @@ _ZEROS = memoryview(bytes(256 << 10))
 
 # Blocks that wait for their writer, and bytes in them.
 _BLOCKS_AHEAD = 256
-_MAX_WORKERS = 24
+_MAX_WORKERS = 48
 
 # How soon an interrupt is noticed at the latest: one that arrives just before the main thread
 # sleeps wakes nobody.

@@ -151,13 +151,13 @@ def make_ordered(
     Raises:
         DigestMismatch: what was made is not what was published.
     """
-    machine, options = bundle.machine, Options(jobs, memory=memory)
-    at_once = encoding(bundle, [each.output], jobs).at_once
-    end_streams = machine.streams_ahead(each.output.form.space or 0, at_once)
+    machine, options, end_streams = bundle.machine, Options(jobs, memory=memory), _nothing
+    if has_streams(bundle, each.output):
+        at_once = encoding(bundle, [each.output], jobs).at_once
+        end_streams = machine.streams_ahead(each.output.form.space or 0, at_once)
     try:
-        # Four blocks come from one frame, and all but one of their workers wait for it; so there
-        # are twice as many workers as threads, for the next frame to be decoded meanwhile.
-        make_in_order(each, write, 2 * options.workers, options.ahead, progress)
+        # Four blocks come from one frame, and all but one of their workers wait for it.
+        make_in_order(each, write, 4 * options.workers + 1, options.ahead, progress)
     except BaseException:
         end_streams()
         if alone:
@@ -362,10 +362,17 @@ class _Begun:
 def is_made_in_order(bundle: Bundle, each: Making) -> bool:
     """Whether an output is made from its beginning: encoders' streams, and large files whose parts
     cannot be checked each."""
-    space = each.output.form.space or 0
+    return has_streams(bundle, each.output) or (len(each.segments) == 1 and each.output.form.size > _SMALL)
+
+
+def has_streams(bundle: Bundle, output: Output) -> bool:
+    """Whether something of an output is encoded in order."""
     manifest = bundle.manifest
-    has_streams = any(manifest.streams_of(number) for number in manifest.reach(space))
-    return has_streams or (len(each.segments) == 1 and each.output.form.size > _SMALL)
+    return any(manifest.streams_of(number) for number in manifest.reach(output.form.space or 0))
+
+
+def _nothing() -> None:
+    """End what was not begun."""
 
 
 class FileSink:
