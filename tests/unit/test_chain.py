@@ -116,9 +116,12 @@ def test_places(size: int, data: int, expected: list[int]) -> None:
 
 
 def test_no_more_than_128() -> None:
-    """A file of a thousand steps has as many values as there may be, or a few less."""
-    found = record([(len(DATA), False, 9000)] * 4)[1]
+    """A file of a thousand steps has as many values as there may be, or a few less, at equal distances."""
+    _, found, whole, _ = record([(len(DATA), False, 9000)] * 4)
     assert 100 < len(found) <= 128
+    ends = [0, *(each.offset for each in found), len(whole)]
+    assert {high - low for low, high in pairwise(ends[:-1])} == {10 * SMALL_STEP}
+    assert ends[-1] - ends[-2] <= 10 * SMALL_STEP
 
 
 def test_nothing_recorded_without_a_library(in_sequence: None) -> None:

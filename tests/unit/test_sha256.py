@@ -167,7 +167,7 @@ class Shifted(ctypes.Structure):
     )
 
 
-@pytest.mark.parametrize("of", ["beginning", "count", "end"])
+@pytest.mark.parametrize("of", ["beginning", "count", "elsewhere", "end"])
 def test_another_structure_is_refused(of: str) -> None:
     """A library is not used whose H, count or hash is not where ours is."""
     found = sha256._library()
@@ -187,6 +187,18 @@ def test_another_structure_is_refused(of: str) -> None:
         update(context, data, length)
         ctypes.cast(context, ctypes.POINTER(sha256._Context)).contents.low //= 8
 
+    total = [0]
+
+    def counts_elsewhere(context: ctypes.c_void_p, data: bytes, length: int) -> None:
+        update(context, data, length)
+        total[0] += length
+        ctypes.cast(context, ctypes.POINTER(sha256._Context)).contents.low = 0
+
+    def knows(made: ctypes.Array[ctypes.c_char], context: ctypes.c_void_p) -> None:
+        """The hash is right, but not by the count in the structure."""
+        ctypes.cast(context, ctypes.POINTER(sha256._Context)).contents.low = 8 * total[0]
+        final(made, context)
+
     def forgets(made: ctypes.Array[ctypes.c_char], context: ctypes.c_void_p) -> None:
         """Goes by a count of its own, not by the one in the structure."""
         ctypes.cast(context, ctypes.POINTER(sha256._Context)).contents.low += 512
@@ -195,6 +207,7 @@ def test_another_structure_is_refused(of: str) -> None:
     other: dict[str, sha256._Library] = {
         "beginning": (shifted, update, final),
         "count": (init, counts_bytes, final),
+        "elsewhere": (init, counts_elsewhere, knows),
         "end": (init, update, forgets),
     }
     assert sha256._is_right(found)
