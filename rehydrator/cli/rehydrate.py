@@ -139,7 +139,8 @@ def _give(
         return to_device(bundle, outputs, Path(dest), options, yes=yes, as_json=as_json)
     directory = make_directory(Path(dest))
     if in_place:
-        return _in_place(bundle, outputs, in_place, directory, options, as_json)
+        wanted = without_signatures(outputs, names)
+        return _in_place(bundle, wanted, in_place, directory, options, as_json)
     return _to_directory(bundle, outputs, directory, options, as_json)
 
 
@@ -179,7 +180,7 @@ def _say_how(bundle: Bundle, outputs: Sequence[Output], options: Options) -> Non
 
 
 def without_signatures(outputs: list[Output], names: Sequence[str]) -> list[Output]:
-    """A pipe is for one file, so it gets the signatures alone that were named."""
+    """For a pipe, and in place, which are for one file: the signatures alone that were named."""
     return [each for each in outputs if each.form is not each.artifact.signature or each.form.name in names]
 
 
