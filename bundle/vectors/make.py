@@ -10,6 +10,7 @@ frames are written by hand or stand here in hexadecimal, because zstd's versions
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 import struct
@@ -256,7 +257,43 @@ def chained() -> Draft:
     return making.draft()
 
 
-GOOD = (literals, chained, series, units_zlib, units_zlib_ng, units_zstd, decodes, releases, *published.GOOD)
+def plain_digests(draft: Draft) -> list[bytes]:
+    """What the pack's `plain` is to have: for each data frame, of FORMAT.md's own definition."""
+    frames = [(frame.start, frame.plain) for frame in draft.packs[PACK] if frame.kind == 0]
+    table = b"".join(struct.pack("<I", k * k) for k in range(300))
+    space = FOXES + b"stored as it is. " * 9 + bytes(range(200)) + table
+    return [
+        hashlib.blake2b(space[start : start + size], digest_size=32).digest()[:16] for start, size in frames
+    ]
+
+
+def at_hand() -> Draft:
+    """The frames' plain bytes have digests: stored, zstd, and in planes."""
+    draft = literals()
+    draft.document["packs"][0]["plain"] = b"".join(plain_digests(draft)).hex()
+    return draft
+
+
+def at_hand_wrong() -> Draft:
+    """More digests than frames, and those of others: nothing that a reader may rely on, or refuse."""
+    draft = literals()
+    draft.document["packs"][0]["plain"] = (b"".join(plain_digests(draft)[::-1]) + bytes(160)).hex()
+    return draft
+
+
+GOOD = (
+    literals,
+    chained,
+    at_hand,
+    at_hand_wrong,
+    series,
+    units_zlib,
+    units_zlib_ng,
+    units_zstd,
+    decodes,
+    releases,
+    *published.GOOD,
+)
 
 
 # --- broken: each changes a good bundle; "sealed" means that all digests are computed anew
@@ -598,6 +635,19 @@ def chain(name: str, why: str, key: str, value: Any) -> None:
     change = put("releases", 0, "artifacts", 0, "forms", "image", "chain", key, value)
     register.document(8, f"chain_{name}", why, change, chained)
 
+
+def plain(name: str, why: str, value: Any) -> None:
+    """Enter another `plain` of the pack."""
+    register.document(8, f"plain_{name}", why, put("packs", 0, "plain", value), at_hand)
+
+
+plain("odd", "digests of plain bytes whose last digit is missing", "0" * 127)
+plain("half", "half a digest of plain bytes", "0" * 48)
+plain("not_hex", "a digest of plain bytes that is not hexadecimal", "0" * 31 + "g")
+plain("upper_case", "a digest of plain bytes in capitals", "0" * 31 + "A")
+plain("line_feed", "digests of plain bytes with a line feed behind them", "0" * 32 + "\n")
+plain("empty", "no digest of plain bytes", "")
+plain("list", "digests of plain bytes in a list", ["0" * 32])
 
 chain("of_nothing", "no chaining values", "count", 0)
 chain("of_129", "129 chaining values", "count", 129)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import threading
 import time
 import tracemalloc
@@ -459,6 +460,16 @@ def test_wrong_digests(world: World, change: Callable[[list[bytes]], list[bytes]
     found = seeded(bundle, world.seed(DISK, METAL))
     assert make(bundle, METAL) == DISK
     assert (found.taken, found.asked, frames_read(bundle)) == (taken, FRAMES, FRAMES - taken)
+
+
+@pytest.mark.parametrize("length", [0, 1, 31, 33, 32 * 65536 + 32])
+def test_malformed_digests(world: World, length: int) -> None:
+    """No digests, parts of one, and more than there may be frames make the bundle malformed."""
+    file = world.root / MANIFEST
+    [digits] = re.findall(rb'"plain":"([0-9a-f]+)"', file.read_bytes())
+    file.write_bytes(file.read_bytes().replace(digits, b"0" * length))
+    with pytest.raises(HostileInput, match="plain"):
+        world.open()
 
 
 def test_digests_of_wrong_bytes(world: World) -> None:

@@ -97,6 +97,7 @@ FILE = {"size": NUMBER, "sha256": HEX64}
 PACK = FILE | {
     "file": r"packs/[A-Za-z0-9][A-Za-z0-9._-]{0,200}",
     "index": {"offset": NUMBER, "length": NUMBER, "digest": HEX64},
+    "plain?": r"([0-9a-f]{32}){1,65536}",
 }
 SPACE = {"pack": LIST, "size": NUMBER, "chunks?": {"first": NUMBER, "count": NUMBER}, "inputs?": [LIST, LIST]}
 SPACE |= {"streams?": [LIST, LIST]}
