@@ -132,6 +132,9 @@ def fail(error: RehydratorError, as_json: bool) -> int:
 def program() -> NoReturn:
     """The console script."""
     code = main()
+    # All is done: a signal during Python's own end changes nothing any more.
+    for number in _INTERRUPTS:
+        signal.signal(number, signal.SIG_IGN)
     if code:
         # Threads may be in the middle of minutes of encoding; nobody waits for them.
         from rehydrator import host
