@@ -370,7 +370,7 @@ def test_an_error_that_nobody_expects(small_blocks: None) -> None:
     before = threading.active_count()
     with pytest.raises(ZeroDivisionError):
         make_side_by_side([each], 3, nothing)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 # --- in order: what is held, what is done at once
@@ -505,7 +505,7 @@ def test_an_error_in_the_middle(small_blocks: None, where: str) -> None:
     before = threading.active_count()
     with pytest.raises(HostileInput):
         make_in_order(replace(each, source=Failing()), write, 4, 4 * BLOCK, nothing)
-    assert is_soon(lambda: threading.active_count() == before)
+    assert is_soon(lambda: threading.active_count() <= before)
     assert max(made) <= 26 * BLOCK
 
 
