@@ -28,6 +28,7 @@ from rehydrator.bundle.making import (
 from rehydrator.codecs import streams
 from rehydrator.core.errors import Interrupted, LimitExceeded, RehydratorError
 from rehydrator.engine import Zeros
+from rehydrator.store import writeback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -63,12 +64,13 @@ _TEMPORARY = ".rehydrator-"
 @dataclass(frozen=True, slots=True)
 class Options:
     """`sparse` None means: as the original file was. `jobs` counts threads that make blocks, as long
-    as `memory` (bytes) is enough for them."""
+    as `memory` (bytes) is enough for them. `nocache`: what was written leaves the page cache."""
 
     jobs: int = 1
     overwrite: bool = False
     sparse: bool | None = None
     memory: int = 0
+    nocache: bool = False
 
     @property
     def workers(self) -> int:
@@ -336,7 +338,7 @@ class _Begun:
         self._reserve(output, sparse)
         target = self._directory / output.form.name
         descriptor, temporary = self._stack.enter_context(_temporary(self._directory, output.form.name))
-        sink = FileSink(descriptor, output.form.size, sparse)
+        sink = FileSink(descriptor, output.form.size, sparse, nocache=self._options.nocache)
 
         def finish() -> None:
             sink.finish(output.artifact)
@@ -378,8 +380,9 @@ def _nothing() -> None:
 class FileSink:
     """Writes pieces at their places in a file; runs of zeros stay holes where `sparse`."""
 
-    def __init__(self, descriptor: int, size: int, sparse: bool) -> None:
+    def __init__(self, descriptor: int, size: int, sparse: bool, *, nocache: bool = False) -> None:
         self.descriptor, self._size, self.sparse = descriptor, size, sparse
+        self._dropped = writeback.Dropped(descriptor) if nocache else None
 
     def write(self, offset: int, pieces: Sequence[Piece]) -> None:
         """Write pieces that follow each other from `offset` on; from any thread."""
@@ -396,6 +399,9 @@ class FileSink:
                 self.flush(run, start)
                 run, start = [], here
         self.flush(run, start)
+        writeback.begin(self.descriptor, offset, here - offset)
+        if self._dropped:
+            self._dropped.add(offset, here - offset)
 
     def finish(self, artifact: Artifact) -> None:
         """Size, mode and time as recorded, and all of it on the disk."""
@@ -403,6 +409,8 @@ class FileSink:
         os.fchmod(self.descriptor, artifact.mode)
         os.utime(self.descriptor, (artifact.mtime, artifact.mtime))
         os.fsync(self.descriptor)
+        if self._dropped:
+            self._dropped.finish()
 
     def flush(self, run: list[memoryview], start: int) -> None:
         """Write some bytes that follow each other."""

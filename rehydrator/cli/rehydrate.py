@@ -68,6 +68,7 @@ _WORTH_SAYING = 256 << 20
 )
 @click.option("--yes", is_flag=True, help="Write to a block device without asking.")
 @click.option("--sparse/--no-sparse", default=None, help="Holes for zeros. Default: as the original was.")
+@click.option("--nocache", is_flag=True, help="Leave what was written out of the page cache, as dd does.")
 @jobs_option
 @memory_option
 @click.option("-v", "--verbose", is_flag=True, help="Say how digests are checked.")
@@ -83,6 +84,7 @@ def command(
     seeds: Sequence[Path],
     yes: bool,
     sparse: bool | None,
+    nocache: bool,
     jobs: int,
     memory: int | None,
     verbose: bool,
@@ -110,7 +112,7 @@ def command(
     if dest == "-" and sys.stdout.isatty():
         raise UsageError("standard output is a terminal; redirect it to a file or a pipe")
     host.one_arena()
-    options = Options(jobs, overwrite, sparse, memory or default_memory(jobs))
+    options = Options(jobs, overwrite, sparse, memory or default_memory(jobs), nocache)
     with opened(bundle_reference, None, key, tmpdir, options.memory) as bundle:
         known = bundle.manifest.artifacts()
         outputs = select(known, **wanted, host_arch=host_arch, form=form or "")
