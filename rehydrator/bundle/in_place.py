@@ -143,7 +143,7 @@ def _make(bundle: Bundle, each: Making, options: Options, progress: Callable[[in
         return
     assert each.sink is not None
     if is_made_in_order(bundle, each):
-        make_ordered(bundle, each, each.sink.write, options.jobs, progress)
+        make_ordered(bundle, each, each.sink.write, options.jobs, progress, memory=options.memory)
         return
     make_side_by_side([each], options.workers, progress)
     if each.error is not None:

@@ -99,7 +99,7 @@ def _write(
     each = making(bundle, output)
     with open_for_writing(device, output.form.size, discard=options.sparse is not False) as sink:
         if is_made_in_order(bundle, each):
-            make_ordered(bundle, each, sink.write, options.jobs, advance)
+            make_ordered(bundle, each, sink.write, options.jobs, advance, memory=options.memory)
             return sink.commit()
         each = replace(each, sink=sink)
         make_side_by_side([each], options.workers, advance)
