@@ -111,7 +111,7 @@ def check(bundle: Bundle, output: Output, jobs: int, progress: Callable[[int], o
     Raises:
         DigestMismatch: what is made is not what was published.
     """
-    make_ordered(bundle, making(bundle, output), lambda *_: None, jobs, progress, alone=False)
+    make_ordered(bundle, making(bundle, output), lambda *_: None, jobs, progress, others=1)
 
 
 def check_side_by_side(
@@ -144,11 +144,12 @@ def make_ordered(
     jobs: int,
     progress: Callable[[int], object],
     *,
-    alone: bool = True,
+    others: int = 0,
     memory: int = 0,
 ) -> None:
     """Make an output in order, and give it to `write`; the streams that it needs are encoded ahead.
-    `alone`: nobody else reads them. `memory`: see Options.
+    `others` are made beside it: they may read the same streams, and have their part of the blocks that
+    wait. `memory`: see Options.
 
     Raises:
         DigestMismatch: what was made is not what was published.
@@ -159,10 +160,10 @@ def make_ordered(
         end_streams = machine.streams_ahead(each.output.form.space or 0, at_once)
     try:
         # Four blocks come from one frame, and all but one of their workers wait for it.
-        make_in_order(each, write, 4 * options.workers + 1, options.ahead, progress)
+        make_in_order(each, write, 4 * options.workers + 1, options.ahead // (1 + others), progress)
     except BaseException:
         end_streams()
-        if alone:
+        if not others:
             machine.streams.stop()
         raise
     finally:
@@ -303,7 +304,7 @@ class _Begun:
         assert each.sink is not None
         if stop.is_set():
             return
-        alone = len(self._in_order) == 1
+        others = min(len(self._in_order), self._options.jobs, _MOST_IN_ORDER) - 1
 
         def go_on(length: int) -> None:
             if stop.is_set():
@@ -313,7 +314,7 @@ class _Begun:
         try:
             options = self._options
             make_ordered(
-                self._bundle, each, each.sink.write, options.jobs, go_on, alone=alone, memory=options.memory
+                self._bundle, each, each.sink.write, options.jobs, go_on, others=others, memory=options.memory
             )
             if not stop.is_set():
                 each.finish()
