@@ -16,10 +16,9 @@ from collections import OrderedDict
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from rehydrator.bundle import chain
 from rehydrator.bundle import manifest as manifests
 from rehydrator.bundle.manifest import CHAIN_RECORD, PackSpace, RecipeSpace
-from rehydrator.bundle.rehydrate import available_memory
+from rehydrator.bundle.memory import available_memory
 from rehydrator.codecs import CODECS, streams
 from rehydrator.core.digest import frame_digest
 from rehydrator.core.errors import (
@@ -337,6 +336,8 @@ class Bundle:
         """
         if form.chain is None:
             return ()
+        from rehydrator.bundle import chain
+
         data = self.machine.read(form.chain.space, form.chain.offset, form.chain.count * CHAIN_RECORD)
         return chain.decode(data, form.size, form.name)
 

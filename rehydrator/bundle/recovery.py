@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from rehydrator.bundle.memory import available_memory
 from rehydrator.bundle.proven import Comparison, hasher
-from rehydrator.bundle.rehydrate import available_memory
 from rehydrator.codecs import lzma2, streams
 from rehydrator.core.errors import LimitExceeded
 from rehydrator.core.ops import Copy, Stream, StreamRule

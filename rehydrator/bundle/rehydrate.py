@@ -25,6 +25,7 @@ from rehydrator.bundle.making import (
     segments_of,
     views,
 )
+from rehydrator.bundle.memory import BASE, WORKER, available_memory, cache_size, default_memory
 from rehydrator.codecs import streams
 from rehydrator.core.errors import Interrupted, LimitExceeded, RehydratorError
 from rehydrator.engine import Zeros
@@ -38,12 +39,6 @@ if TYPE_CHECKING:
     from rehydrator.bundle.reader import Bundle
     from rehydrator.core.ops import StreamRule
     from rehydrator.engine import Piece
-
-# The program itself; and what a thread takes: a frame, its compressed bytes, a block of it.
-_BASE_MEMORY = 64 << 20
-_WORKER_MEMORY = 32 << 20
-_LEAST_MEMORY = 300 << 20
-_LEAST_CACHE = 32 << 20
 
 # Blocks that wait for the writer of a pipe, in bytes.
 _AHEAD = 48 << 20
@@ -75,7 +70,7 @@ class Options:
     @property
     def workers(self) -> int:
         """Threads, of which each has frames of its own."""
-        return max(1, min(self.jobs, self._left // _WORKER_MEMORY))
+        return max(1, min(self.jobs, self._left // WORKER))
 
     @property
     def ahead(self) -> int:
@@ -86,23 +81,11 @@ class Options:
     def _left(self) -> int:
         """Memory beside the program itself and the frames that it keeps."""
         memory = self.memory or default_memory(self.jobs)
-        return memory - _BASE_MEMORY - cache_size(memory)
+        return memory - BASE - cache_size(memory)
 
     def is_sparse(self, output: Output) -> bool:
         """Whether zeros become holes."""
         return output.sparse if self.sparse is None else self.sparse
-
-
-def default_memory(jobs: int) -> int:
-    """Bytes that rehydrating may take, unless somebody says otherwise: 300 MiB are enough for four
-    threads."""
-    wanted = (_BASE_MEMORY + jobs * _WORKER_MEMORY) * 3 // 2
-    return max(_LEAST_MEMORY, min(wanted, available_memory() // 2))
-
-
-def cache_size(memory: int) -> int:
-    """Bytes of that for frames that were decoded."""
-    return max(memory // 3, _LEAST_CACHE)
 
 
 def check(bundle: Bundle, output: Output, jobs: int, progress: Callable[[int], object]) -> None:
@@ -195,35 +178,6 @@ def encoding(bundle: Bundle, outputs: Sequence[Output], jobs: int) -> Encoding:
 def _memory(manifest: Manifest, rule: StreamRule) -> int:
     """What an encoder takes at most: no stream has more plain bytes than the space they are in."""
     return streams.memory(rule.codec, dict(rule.params), manifest.spaces[rule.input].size)
-
-
-def available_memory() -> int:
-    """Bytes that programs may still take on this machine, or in this container."""
-    total, limit, used, cached = (_first_number(file, word) for file, word in _MEMORY_FACTS)
-    # Pages of files that were read count as used until somebody needs the room.
-    left = max(limit - max(used - cached, 0), 1) if limit else 0
-    return min((each for each in (total, left) if each), default=1 << 60)
-
-
-_MEMORY_FACTS = (
-    ("/proc/meminfo", "MemAvailable:"),
-    ("/sys/fs/cgroup/memory.max", ""),
-    ("/sys/fs/cgroup/memory.current", ""),
-    ("/sys/fs/cgroup/memory.stat", "inactive_file "),
-)
-
-
-def _first_number(file: str, word: str) -> int:
-    """The number behind `word` in a file of the kernel, in bytes; 0 where there is none."""
-    try:
-        with open(file, encoding="ascii") as facts:  # noqa: PTH123 - pathlib is not worth its import here
-            line = next((line for line in facts if line.startswith(word)), "")
-    except (OSError, ValueError):
-        return 0
-    parts = line.removeprefix(word).split()
-    if not parts or not parts[0].isdigit():
-        return 0
-    return int(parts[0]) * (1024 if parts[1:] == ["kB"] else 1)
 
 
 def to_directory(

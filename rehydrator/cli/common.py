@@ -113,8 +113,8 @@ def trusted(
     """The bundle in `files`; nothing of it is parsed before a signature fits `key`. What its
     encoders make is kept in `spools`; `known` has what they made already; frames that are kept
     decoded take a part of `memory` (bytes; 0: the default)."""
+    from rehydrator.bundle.memory import cache_size
     from rehydrator.bundle.reader import Bundle, read_signatures, read_signed
-    from rehydrator.bundle.rehydrate import cache_size
     from rehydrator.engine import DEFAULT_CACHE
 
     if key:

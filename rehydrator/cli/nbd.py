@@ -93,7 +93,8 @@ def command(
     what fails its check is an I/O error for the client, and is said here.
     """
     from rehydrator import host
-    from rehydrator.bundle.rehydrate import Options, default_memory
+    from rehydrator.bundle.memory import default_memory
+    from rehydrator.bundle.rehydrate import Options
     from rehydrator.bundle.selection import select
     from rehydrator.serve.listening import Place, place_of
 

@@ -98,7 +98,8 @@ def command(
     its first and last bytes when the digest was verified.
     """
     from rehydrator import host
-    from rehydrator.bundle.rehydrate import Options, default_memory
+    from rehydrator.bundle.memory import default_memory
+    from rehydrator.bundle.rehydrate import Options
     from rehydrator.bundle.selection import select
 
     if not any(wanted[name] for name in ("disks", "names", "every", "iso", "pxe")):

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rehydrator.bundle import rehydrate
+from rehydrator.bundle import memory, rehydrate
 from rehydrator.bundle.making import make_in_order
 from rehydrator.bundle.manifest import Artifact, Form, Manifest, Output, PackSpace, RecipeSpace
+from rehydrator.bundle.memory import available_memory
 from rehydrator.bundle.reader import Bundle
 from rehydrator.bundle.rehydrate import (
     FileSink,
     Options,
     PipeSink,
-    available_memory,
     check,
     check_side_by_side,
     encoding,
@@ -350,7 +350,7 @@ def test_available_memory(
         (tmp_path / name).write_text(text)
     words = {"meminfo": "MemAvailable:", "max": "", "current": "", "stat": "inactive_file "}
     known = tuple((str(tmp_path / name), word) for name, word in words.items())
-    monkeypatch.setattr(rehydrate, "_MEMORY_FACTS", known)
+    monkeypatch.setattr(memory, "_MEMORY_FACTS", known)
     assert available == available_memory()
 
 
@@ -628,5 +628,5 @@ def test_threads_that_memory_is_enough_for(jobs: int, mib: int, workers: int) ->
 )
 def test_memory_by_default(monkeypatch: pytest.MonkeyPatch, jobs: int, available: int, mib: int) -> None:
     """300 MiB; more for many threads, of what there is not more than half."""
-    monkeypatch.setattr(rehydrate, "available_memory", lambda: available << 20)
-    assert rehydrate.default_memory(jobs) == mib << 20
+    monkeypatch.setattr(memory, "available_memory", lambda: available << 20)
+    assert memory.default_memory(jobs) == mib << 20
