@@ -23,11 +23,12 @@ from rehydrator.cli.common import (
     tmpdir_option,
     trusted,
 )
-from rehydrator.core.errors import RehydratorError, worst_exit_code
+from rehydrator.core.errors import HostileInput, RehydratorError, worst_exit_code
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
+    from rehydrator.bundle.manifest import Output
     from rehydrator.bundle.reader import Bundle
 
 
@@ -103,12 +104,12 @@ def check_files(bundle: Bundle, jobs: int) -> list[dict[str, Any]]:
 
 def check_artifacts(bundle: Bundle, jobs: int) -> list[dict[str, Any]]:
     """Everything that can be given back, regenerated and compared with its digest."""
-    from rehydrator.bundle.rehydrate import Options, check, check_side_by_side, encoding
+    from rehydrator.bundle.rehydrate import Options, check, check_side_by_side, has_streams
 
     outputs = bundle.manifest.outputs()
     progress = Progress("regenerating", sum(each.form.size for each in outputs))
     try:
-        encoded = [each for each in outputs if encoding(bundle, [each], 1).memory]
+        encoded = [each for each in outputs if has_streams(bundle, each)]
         rest = [each for each in outputs if each not in encoded]
         wrong = check_side_by_side(bundle, rest, Options(jobs), progress.advance)
         found = [_found(each.form.name, error) for each, error in zip(rest, wrong, strict=True)]
@@ -120,9 +121,19 @@ def check_artifacts(bundle: Bundle, jobs: int) -> list[dict[str, Any]]:
             )
             for each in encoded
         ]
-        return found + _side_by_side(work, encoding(bundle, encoded, jobs).at_once)
+        return found + _side_by_side(work, _at_once(bundle, encoded, jobs))
     finally:
         progress.clear()
+
+
+def _at_once(bundle: Bundle, outputs: Sequence[Output], jobs: int) -> int:
+    """How many encoders there is room for; a codec that there is not is its output's own error."""
+    from rehydrator.bundle.rehydrate import encoding
+
+    try:
+        return encoding(bundle, outputs, jobs).at_once
+    except HostileInput:
+        return 1
 
 
 def export_signed(bundle: Bundle, directory: Path) -> None:
