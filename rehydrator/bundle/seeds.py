@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rehydrator.bundle.manifest import PLAIN_DIGEST, PackSpace
 from rehydrator.core.digest import frame_digest
@@ -31,6 +31,18 @@ if TYPE_CHECKING:
 _MOST_RUNS = 1 << 17
 
 
+class Amount(NamedTuple):
+    """Data frames, and the bytes that they have in the bundle."""
+
+    frames: int
+    stored: int
+
+
+def _sum(stored: Iterable[int]) -> Amount:
+    sizes = list(stored)
+    return Amount(len(sizes), sum(sizes))
+
+
 class Seeds:
     """Images at hand. Frames come from the first that has them."""
 
@@ -38,18 +50,18 @@ class Seeds:
         self._bundle = bundle
         self._seeds: list[dict[int, _Runs]] = []
         self._lock = threading.Lock()
-        self._asked: dict[tuple[int, int], bool] = {}
+        self._asked: dict[tuple[int, int], tuple[int, bool]] = {}
         self._known: dict[int, dict[int, bytes]] = {}
 
     @property
-    def asked(self) -> int:
-        """Data frames that were needed."""
-        return len(self._asked)
+    def asked(self) -> Amount:
+        """What was needed."""
+        return _sum(stored for stored, _ in self._asked.values())
 
     @property
-    def taken(self) -> int:
-        """Those of them that came from an image at hand, whenever they were needed."""
-        return sum(self._asked.values())
+    def taken(self) -> Amount:
+        """What of it came from an image at hand, whenever it was needed."""
+        return _sum(stored for stored, was_taken in self._asked.values() if was_taken)
 
     def add(self, path: Path) -> Artifact:
         """Take frames from an image; the artifact that it is taken for.
@@ -85,7 +97,8 @@ class Seeds:
             found = self._find(pack, frame, digest) if digest else None
             with self._lock:
                 key = pack, frame.start
-                self._asked[key] = self._asked.get(key, True) and found is not None
+                _, was_taken = self._asked.get(key, (0, True))
+                self._asked[key] = frame.stored, was_taken and found is not None
             return found
 
         return seed

@@ -163,8 +163,11 @@ def _seeded(bundle: Bundle, files: Sequence[Path]) -> Iterator[None]:
     try:
         yield
     finally:
+        taken, asked = seeds.taken, seeds.asked
         click.echo(
-            f"{seeds.taken} of {seeds.asked} frames came from --seed, the rest from the bundle", err=True
+            f"{taken.frames} of {asked.frames} frames, {human(taken.stored)} of {human(asked.stored)}, "
+            "came from --seed, the rest from the bundle",
+            err=True,
         )
 
 

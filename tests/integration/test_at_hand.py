@@ -370,7 +370,8 @@ def test_a_damaged_bundle_that_is_not_needed(user: User, world: World, out: Path
 
 # --- seeds
 
-COUNTED = re.compile(r"(\d+) of (\d+) frames came from --seed, the rest from the bundle")
+SIZE = r"[\d.]+ (?:[KM]i)?B"
+COUNTED = re.compile(rf"(\d+) of (\d+) frames, {SIZE} of {SIZE}, came from --seed, the rest from the bundle")
 
 
 def counted(said: str) -> tuple[int, int]:

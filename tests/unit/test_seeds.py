@@ -126,13 +126,19 @@ def artifact(bundle: Bundle, name: str) -> Artifact:
     return next(each for each in bundle.manifest.artifacts() if each.image.name == name)
 
 
-def frames_read(bundle: Bundle) -> int:
-    """Data frames that were read from the bundle, by looking at its files."""
+def data_read(bundle: Bundle) -> list[int]:
+    """Data frames that were read from the bundle, by looking at its files: their bytes there."""
     assert isinstance(bundle.files, Counted)
-    data = {
-        (pack.name, frame.offset) for pack in bundle.packs() for frame in pack.frames() if frame.kind == DATA
-    }
-    return len(data & bundle.files.spans.keys())
+    data = [(pack.name, each) for pack in bundle.packs() for each in pack.frames() if each.kind == DATA]
+    return [each.stored for name, each in data if (name, each.offset) in bundle.files.spans]
+
+
+def frames_read(bundle: Bundle) -> int:
+    return len(data_read(bundle))
+
+
+def bytes_read(bundle: Bundle) -> int:
+    return sum(data_read(bundle))
 
 
 def recipes(raw: int, parts: dict[bytes, list[Op]]) -> dict[str, list[Op]]:
@@ -212,9 +218,10 @@ def test_every_format_for_every_other(world: World, wanted: str, given_: str) ->
     bundle = world.open()
     taken = seeded(bundle, world.seed(CONTENT[given_], given_))
     assert make(bundle, wanted) == CONTENT[wanted]
-    assert taken.taken == FRAMES
-    assert taken.asked == FRAMES + (wanted != METAL)
-    assert frames_read(bundle) == taken.asked - taken.taken
+    assert taken.taken.frames == FRAMES
+    assert taken.asked.frames == FRAMES + (wanted != METAL)
+    assert frames_read(bundle) == taken.asked.frames - taken.taken.frames
+    assert bytes_read(bundle) == taken.asked.stored - taken.taken.stored
 
 
 def test_frames_are_counted_once(world: World) -> None:
@@ -223,7 +230,7 @@ def test_frames_are_counted_once(world: World) -> None:
     taken = seeded(bundle, world.seed(DISK, METAL))
     assert make(bundle, QCOW2) == CONTENT[QCOW2]
     assert make(bundle, QCOW2) == CONTENT[QCOW2]
-    assert (taken.taken, taken.asked) == (FRAMES, FRAMES + 1)
+    assert (taken.taken.frames, taken.asked.frames) == (FRAMES, FRAMES + 1)
 
 
 def test_counted_by_several_threads(world: World) -> None:
@@ -235,7 +242,7 @@ def test_counted_by_several_threads(world: World) -> None:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert (taken.taken, taken.asked) == (FRAMES, FRAMES + 1)
+    assert (taken.taken.frames, taken.asked.frames) == (FRAMES, FRAMES + 1)
 
 
 def test_several_seeds(world: World) -> None:
@@ -248,7 +255,7 @@ def test_several_seeds(world: World) -> None:
         paths = [world.seed(part, f"demo-1.{number}-metal.x86_64.raw") for number, part in enumerate(data)]
         taken = seeded(bundle, *paths)
         assert make(bundle, VHD) == CONTENT[VHD]
-        counts.append(taken.taken)
+        counts.append(taken.taken.frames)
     assert counts[0] + counts[1] in {FRAMES - 1, FRAMES}
     assert counts[2:] == [counts[0] + counts[1]] * 2
     assert 0 < counts[0] < counts[2]
@@ -292,9 +299,9 @@ def test_any_damage(shared: World, data: st.DataObject, wanted: str, name: str) 
     bundle = shared.open()
     taken = seeded(bundle, shared.seed(made, name))
     assert make(bundle, wanted) == CONTENT[wanted]
-    assert frames_read(bundle) == taken.asked - taken.taken
+    assert frames_read(bundle) == taken.asked.frames - taken.taken.frames
     if name == METAL:
-        assert taken.taken == whole_frames(made)
+        assert taken.taken.frames == whole_frames(made)
 
 
 @pytest.mark.parametrize("at", range(FRAMES))
@@ -308,7 +315,7 @@ def test_wrong_in_one_place(world: World, at: int, last: bool) -> None:
     bundle = world.open()
     taken = seeded(bundle, world.seed(bytes(wrong), METAL))
     assert make(bundle, METAL) == DISK
-    assert (taken.taken, taken.asked, frames_read(bundle)) == (FRAMES - 1, FRAMES, 1)
+    assert (taken.taken.frames, taken.asked.frames, frames_read(bundle)) == (FRAMES - 1, FRAMES, 1)
 
 
 @pytest.mark.parametrize("size", [0, 1, FRAME, len(DISK) - 1])
@@ -318,7 +325,7 @@ def test_it_shrinks(world: World, size: int) -> None:
     taken = seeded(bundle, path)
     os.truncate(path, size)
     assert make(bundle, QCOW2) == CONTENT[QCOW2]
-    assert taken.taken == whole_frames(DISK[:size])
+    assert taken.taken.frames == whole_frames(DISK[:size])
 
 
 def test_it_changes(world: World) -> None:
@@ -328,7 +335,7 @@ def test_it_changes(world: World) -> None:
     with path.open("r+b") as file:
         file.write(b"changed")
     assert make(bundle, METAL) == DISK
-    assert taken.taken == FRAMES - 1
+    assert taken.taken.frames == FRAMES - 1
 
 
 def test_it_cannot_be_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +351,7 @@ def test_it_cannot_be_read(world: World, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(FileReader, "pread", broken)
     assert make(bundle, METAL) == DISK
-    assert taken.taken == FRAMES - 1
+    assert taken.taken.frames == FRAMES - 1
 
 
 # --- what an image is taken for
@@ -388,7 +395,7 @@ def test_an_older_release(world: World) -> None:
     bundle = world.open()
     taken = seeded(bundle, world.seed(older, "demo-1.9-metal.x86_64.raw"))
     assert make(bundle, VHD) == CONTENT[VHD]
-    assert taken.taken == whole_frames(older) == 4
+    assert taken.taken.frames == whole_frames(older) == 4
 
 
 # --- refused
@@ -459,7 +466,7 @@ def test_wrong_digests(world: World, change: Callable[[list[bytes]], list[bytes]
     bundle = world.open()
     found = seeded(bundle, world.seed(DISK, METAL))
     assert make(bundle, METAL) == DISK
-    assert (found.taken, found.asked, frames_read(bundle)) == (taken, FRAMES, FRAMES - taken)
+    assert (found.taken.frames, found.asked.frames, frames_read(bundle)) == (taken, FRAMES, FRAMES - taken)
 
 
 @pytest.mark.parametrize("length", [0, 1, 31, 33, 32 * 65536 + 32])
@@ -498,7 +505,7 @@ def test_a_damaged_index_elsewhere(world: World) -> None:
     bundle = world.open()
     taken = seeded(bundle, world.seed(DISK, METAL))
     assert make(bundle, METAL) == DISK
-    assert taken.taken == FRAMES
+    assert taken.taken.frames == FRAMES
 
 
 @pytest.mark.parametrize("outside", [len(DISK), 1 << 50])
@@ -525,7 +532,7 @@ def test_copies_of_copies(tmp_path: Path) -> None:
     taken = seeded(bundle, world.seed(DISK, bomb))
     assert time.monotonic() - started < 60
     assert make(bundle, METAL) == DISK
-    assert taken.taken == FRAMES
+    assert taken.taken.frames == FRAMES
 
 
 def test_copies_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -535,7 +542,7 @@ def test_copies_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     bundle = world.open()
     taken = seeded(bundle, world.seed(DISK, METAL))
     assert make(bundle, METAL) == DISK
-    assert taken.taken == 3
+    assert taken.taken.frames == 3
 
 
 # --- where bytes lie
