@@ -139,7 +139,7 @@ def make_ordered(
     """
     machine, options, end_streams = bundle.machine, Options(jobs, memory=memory), _nothing
     if has_streams(bundle, each.output):
-        at_once = encoding(bundle, [each.output], jobs).at_once
+        at_once = max(1, encoding(bundle, [each.output], jobs).at_once // (1 + others))
         end_streams = machine.streams_ahead(each.output.form.space or 0, at_once)
     try:
         # Four blocks come from one frame, and all but one of their workers wait for it.
