@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from rehydrator.bundle.rehydrate import Options
 
 ROOT = Path(__file__).parent.parent
+
+# Who runs the tests in a shell's background hands an ignored SIGINT down to them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 NAME = "demo-1.0.0-{}.x86_64.{}"
 NOBODY = 65534
 

@@ -113,10 +113,17 @@ def command(
         return _serve(exports, place, options.workers, program, as_json=as_json)
 
 
+# The path of a unix socket has at most 107 bytes (unix(7)); our directory in it and the name have 32.
+_LONGEST = 107 - 32
+_SHORT = Path("/tmp")  # noqa: S108 - the directory in it is private
+
+
 @contextmanager
 def _private_directory(tmpdir: Path | None) -> Iterator[Path]:
     """A directory for the socket that nobody named; it is gone at the end."""
-    place = scratch(tmpdir)
+    place = scratch(tmpdir).absolute()
+    if len(os.fsencode(place)) > _LONGEST:
+        place = _SHORT
     with ExitStack() as stack:
         try:
             private = stack.enter_context(work_directory(place, "nbd"))

@@ -78,6 +78,16 @@ def run(user: User, made: Made, command: str, *more: object, code: int = 0) -> s
     return user.run(*arguments, code=code).out.decode()
 
 
+def test_a_long_place_for_temporary_files(user: User, made: Made) -> None:
+    """A socket's path must be short: where the place is not, another is taken."""
+    deep = user.home / ("d" * 100)
+    deep.mkdir()
+    asked = ["nbd", made.reference, "--disk", "openstack", "--run", 'nbdinfo --size "$uri"']
+    size = made.images[OPENSTACK].stat().st_size
+    assert user.run(*asked, env={"TMPDIR": str(deep)}).out.split() == [str(size).encode()]
+    assert list(deep.iterdir()) == []
+
+
 def test_nbdinfo(user: User, made: Made) -> None:
     """What is offered: read-only, several connections, structured replies, any size of block."""
     [found] = json.loads(run(user, made, 'nbdinfo --json "$uri"'))["exports"]
