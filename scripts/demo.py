@@ -82,7 +82,7 @@ def show(
     files: dict[str, Path], back: Path, artifacts: list[dict[str, Any]], timed: dict[str, dict[str, Any]]
 ) -> bool:
     """Compare byte by byte and print the table; whether all are the same."""
-    print(f"{'FILE':44} {'SIZE':>14} {'ADDS':>12}  {'DIGEST':6} {'SECONDS':>7}")
+    print(f"{'FILE':44} {'SIZE':>14} {'ADDS':>12}  {'DIGEST':6} {'DONE AT':>7}")
     costs = {each["file"]: each["how"]["cost"] for each in artifacts}
     verdicts = []
     for name, original in files.items():
