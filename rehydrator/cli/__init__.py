@@ -16,6 +16,7 @@ import click
 
 from rehydrator import __version__
 from rehydrator.core.errors import Interrupted, LimitExceeded, RehydratorError, UsageError
+from rehydrator.core.interrupts import take_interrupts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,8 +35,6 @@ VERBS = {
     "variants": "variants",
     "verify": "verify",
 }
-
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 # Where an exception may leave a lock taken for ever, in the standard library.
 _LOCKING = ("__enter__", "__exit__", "_acquire_restore", "_release_save")
@@ -81,8 +80,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    for number in _INTERRUPTS:
-        signal.signal(number, _interrupted)
+    take_interrupts(_interrupted)
     sys.unraisablehook = _unraisable
     as_json = "--json" in (arguments if arguments is not None else sys.argv)
     try:
@@ -133,8 +131,7 @@ def program() -> NoReturn:
     """The console script."""
     code = main()
     # All is done: a signal during Python's own end changes nothing any more.
-    for number in _INTERRUPTS:
-        signal.signal(number, signal.SIG_IGN)
+    take_interrupts(signal.SIG_IGN)
     if code:
         # Threads may be in the middle of minutes of encoding; nobody waits for them.
         from rehydrator import host
@@ -180,8 +177,7 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     if frame is not None and _changes_a_lock(frame):
         _once_more(number)
         return
-    for each in _INTERRUPTS:
-        signal.signal(each, signal.SIG_IGN)
+    take_interrupts(signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
 from rehydrator.core.errors import Interrupted, LimitExceeded, RehydratorError, ToolMissing
+from rehydrator.core.interrupts import INTERRUPTS
 from rehydrator.host.pipes import KEPT_STDERR, Talk
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ PACKAGES: Final = {
     "xz": "xz-utils",
 }
 
-INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM)
 # Seconds that an interrupt may wait for a thread's end.
 _MOMENT: Final = 0.1
 
@@ -162,8 +162,8 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
-        if held:
-            signal.raise_signal(held[0])
+        for arrived in held:
+            signal.raise_signal(arrived)
 
 
 def as_they_end(futures: Iterable[Future[_T]]) -> Iterator[_T]:

@@ -22,6 +22,7 @@ import pytest
 
 from rehydrator.cli import main
 from rehydrator.core.errors import RehydratorError
+from rehydrator.core.interrupts import INTERRUPTS
 from rehydrator.variants import convert as conversion
 from rehydrator.variants import maker
 from rehydrator.variants.identity import Identity
@@ -66,7 +67,7 @@ class Inside(User):
     ) -> Ran:
         assert (tuple(wrapper), stdin) == ((), b"")
         out, err = io.StringIO(), io.StringIO()
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.getsignal(number) for number in INTERRUPTS}
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.chdir(self.home)
             patch.setattr(tempfile, "tempdir", str(self.tmp))

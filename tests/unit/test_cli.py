@@ -18,6 +18,7 @@ from rehydrator.cli import VERBS, cli, main, printable
 from rehydrator.cli.common import Progress, human, reference_of, scratch, table
 from rehydrator.core import errors
 from rehydrator.core.errors import RehydratorError, UsageError, worst_exit_code
+from rehydrator.core.interrupts import INTERRUPTS
 from rehydrator.host import uninterrupted
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """main() takes the signals; the tests' own handlers come back."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    kept = {number: signal.getsignal(number) for number in (*INTERRUPTS, signal.SIGALRM)}
     hook = sys.unraisablehook
     yield
     sys.unraisablehook = hook

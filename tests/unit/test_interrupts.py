@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rehydrator import cli, host
+from rehydrator.core.interrupts import INTERRUPTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _as_the_program() -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    numbers = (*INTERRUPTS, signal.SIGALRM)
     before = [signal.getsignal(number) for number in numbers]
     hook = sys.unraisablehook
     assert cli.main(["--version"]) == 0
@@ -35,6 +36,12 @@ def interrupted_in(file: str, name: str) -> Callable[[], str]:
     text = f"import signal\ndef {name}():\n    signal.raise_signal(signal.SIGTERM)\n    return 'went on'\n"
     exec(compile(text, file, "exec"), names)
     return names[name]
+
+
+def held_back(*numbers: signal.Signals) -> None:
+    with host.uninterrupted():
+        for number in numbers:
+            signal.raise_signal(number)
 
 
 def test_an_interrupt_is_raised_where_it_arrives() -> None:
@@ -73,6 +80,18 @@ def test_waiting_is_interrupted() -> None:
     """The frame in which a thread waits for another is no place to put an interrupt off."""
     with pytest.raises(KeyboardInterrupt):
         interrupted_in(threading.__file__, "wait")()
+
+
+def test_a_hang_up_ends_in_good_order() -> None:
+    """A terminal that is closed interrupts; with nohup it does not, and no other interrupt is lost."""
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert cli.main(["--version"]) == 0
+    signal.raise_signal(signal.SIGHUP)
+    held_back(signal.SIGHUP)
+    with pytest.raises(KeyboardInterrupt):
+        held_back(signal.SIGHUP, signal.SIGTERM)
 
 
 @pytest.mark.parametrize("code", [0, 9, 130])

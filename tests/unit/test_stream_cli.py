@@ -16,6 +16,7 @@ import pytest
 
 from rehydrator.cli import main
 from rehydrator.cli.stream import VERBS
+from rehydrator.core.interrupts import INTERRUPTS
 from rehydrator.metadata import json_text
 from tests.conftest import ROOT
 
@@ -32,7 +33,7 @@ BASE = "https://builds.example.com/prod/streams/stable/builds/44.20260707.3.1"
 @pytest.fixture(autouse=True)
 def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """main() takes the signals, and the tests' own handlers come back; the machine is x86_64."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: signal.getsignal(number) for number in INTERRUPTS}
     hook = sys.unraisablehook
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.delenv("REHYDRATOR_BUNDLE", raising=False)
