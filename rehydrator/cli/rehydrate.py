@@ -26,6 +26,7 @@ from rehydrator.cli.common import (
     selection_options,
     tmpdir_option,
 )
+from rehydrator.cli.rehydrate_checks import check_place
 from rehydrator.core.errors import DigestMismatch, RehydratorError, UsageError, worst_exit_code
 
 if TYPE_CHECKING:
@@ -104,8 +105,7 @@ def command(
 
     if not any(wanted[name] for name in ("disks", "names", "every", "iso", "pxe")):
         raise UsageError("name what to rehydrate: --disk PLATFORM, --file NAME, --iso, --pxe or --all")
-    if not dest:
-        raise UsageError("DEST is empty; name a directory, or - for standard output")
+    check_place(dest, yes=yes)
     if in_place and (dest == "-" or Path(dest).is_block_device()):
         raise UsageError(f"--in-place needs a directory as DEST, not {dest}")
     if dest == "-" and sys.stdout is None:

@@ -1,0 +1,56 @@
+"""What of a command line of `rehydrate` makes no sense, said before anything is opened or made."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rehydrator.core.errors import UsageError
+
+# Of memory, and nobody's devices: the one place below /dev for files.
+_DEVICES, _MEMORY = Path("/dev"), Path("/dev/shm")  # noqa: S108 - only compared with
+_IMAGES = (".raw", ".img", ".qcow2", ".vmdk", ".vhd", ".vhdx", ".ova", ".iso", ".tar")
+_COMPRESSED = (".xz", ".gz", ".zst", ".zip")
+_LISTED = "lsblk lists the disks that are there"
+
+
+def check_place(dest: str, *, yes: bool) -> None:
+    """Refuse a DEST that is most likely a mistake.
+
+    Raises:
+        UsageError: it is none, a device that is not there, or a file.
+    """
+    if not dest:
+        raise UsageError("DEST is empty; name a directory, or - for standard output")
+    if dest == "-":
+        if yes:
+            raise UsageError("--yes is for block devices, and DEST is standard output; leave it out")
+        return
+    path = Path(dest)
+    if not path.exists():
+        _check_missing(dest, path, yes=yes)
+    elif path.is_dir():
+        if yes:
+            raise UsageError(f"--yes is for block devices, and {dest} is a directory; leave it out")
+    elif not path.is_block_device():
+        kind = "a regular file" if path.is_file() else "neither a disk nor a directory"
+        raise UsageError(
+            f"{dest} is {kind}: name the directory that files go into, a whole disk ({_LISTED}), "
+            "or - for standard output"
+        )
+
+
+def _check_missing(dest: str, path: Path, *, yes: bool) -> None:
+    """A directory is made of it, unless it was meant to be something else."""
+    # Its parent may be a link to /dev, or be where we are.
+    real = Path(os.path.realpath(path))
+    if yes or (real.is_relative_to(_DEVICES) and not real.is_relative_to(_MEMORY)):
+        raise UsageError(f"{dest}: there is no such device; {_LISTED}")
+    name = dest.lower()
+    for suffix in _COMPRESSED:
+        name = name.removesuffix(suffix)
+    if name.endswith(_IMAGES):
+        raise UsageError(
+            f"{dest}: DEST is the directory that files go into, under the names that list shows; "
+            "name that, or write one file to standard output (- as DEST)"
+        )
