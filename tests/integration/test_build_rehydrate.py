@@ -378,8 +378,10 @@ def test_verify_says_what_it_checked(user: User, made: Made) -> None:
 
 def test_wrong_and_missing_signature(user: User, made: Made) -> None:
     """--key with an unsigned bundle is 6, with none that fits 7, for every verb; nothing is made."""
+    (user.home / "small").mkdir()
+    (user.home / "small" / "a.raw").write_bytes(b"small")
     user.run("keygen", "other", "--no-password")
-    ran = user.run("build", made.release, *OPTIONS, "-o", "oci:unsigned:x")
+    ran = user.run("build", "small", *OPTIONS, "-o", "oci:unsigned:x")
     assert "UNSIGNED" in ran.err
     for verb in (["list"], ["info"], ["print-stream-json"], ["verify"], ["rehydrate", "out", "--all"]):
         user.run(*verb, "--bundle", "oci:unsigned:x", "--key", made.public, code=6)
@@ -516,17 +518,19 @@ def test_few_open_files(user: User, tmp_path: Path) -> None:
     user.run("verify", "--bundle", f"dir:{tmp_path}/bundle", wrapper=few)
 
 
-def test_source_date_epoch(user: User, made: Made) -> None:
+def test_source_date_epoch(user: User) -> None:
     """The image bears that time and no other; what is no time is exit 2, before the work."""
+    (user.home / "small").mkdir()
+    (user.home / "small" / "a.raw").write_bytes(b"small")
     for given, expected in (("1700000000", "2023-11-14T22:13:20Z"), ("", "1970-01-01T00:00:00Z")):
         target = f"oci:at{given}:x"
-        user.run("build", made.release, "-o", target, *OPTIONS, env={"SOURCE_DATE_EPOCH": given})
+        user.run("build", "small", "-o", target, *OPTIONS, env={"SOURCE_DATE_EPOCH": given})
         told = subprocess.run(
             ["skopeo", "inspect", "--config", target], cwd=user.home, capture_output=True, check=True
         )
         assert json.loads(told.stdout)["created"] == expected
     for wrong in ("now", "-5", "9" * 17):
-        ask = ["build", made.release, "-o", "oci:never:x", *OPTIONS]
+        ask = ["build", "small", "-o", "oci:never:x", *OPTIONS]
         ran = user.run(*ask, code=2, env={"SOURCE_DATE_EPOCH": wrong})
         assert "SOURCE_DATE_EPOCH" in ran.err
 

@@ -164,16 +164,16 @@ def cpu(pid: int) -> float:
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Large:
-    """A disk with 100 MiB of random bytes in a file of 2 GiB, and the same compressed by qemu-img."""
+    """A disk with 75 MiB of random bytes in a file of 1 GiB, and the same compressed by qemu-img."""
     work = tmp_path_factory.mktemp("wide")
     release, dice = work / "release", random.Random(12)
     release.mkdir()
     raw = release / "metal.raw"
     with raw.open("wb") as file:
         for part in range(25):
-            file.seek(part * 80 * MIB)
+            file.seek(part * 40 * MIB)
             file.write(dice.randbytes(3 * MIB) + b"text of a file, again and again. " * 32_000)
-        file.truncate(2 << 30)
+        file.truncate(1 << 30)
     subprocess.run(
         ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-c", raw, release / "qemu.qcow2"], check=True
     )

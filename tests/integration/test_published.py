@@ -631,8 +631,8 @@ def test_archives_that_are_none(user: User, release: Path) -> None:
 # ---- interrupts and full disks
 
 
-SLOW = real_bytes(3 * MIB)
-REPEATED = bytes(32 * MIB) + SLOW * 6
+SLOW = real_bytes(2 * MIB)
+REPEATED = bytes(16 * MIB) + SLOW * 6
 
 
 @pytest.fixture(scope="module")
