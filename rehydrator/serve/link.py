@@ -27,6 +27,8 @@ class Link:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._deadline: float | None = None
+        self.moved = time.monotonic()
+        """When something was read to its end, or some of it sent."""
 
     def within(self, seconds: float | None) -> None:
         """All that is read or sent from now on has to be done within so many seconds."""
@@ -42,6 +44,7 @@ class Link:
         """
         data = bytearray(length)
         self._fill(memoryview(data))
+        self.moved = time.monotonic()
         return bytes(data)
 
     def skip(self, length: int) -> None:
@@ -76,12 +79,14 @@ class Link:
     def _send(self, buffers: list[Buffer]) -> None:
         self._in_time()
         sent = self._socket.sendmsg(buffers)
+        self.moved = time.monotonic()
         while sent < sum(map(len, buffers)):
             while sent >= len(buffers[0]):
                 sent -= len(buffers.pop(0))
             buffers[0] = memoryview(buffers[0])[sent:]
             self._in_time()
             sent = self._socket.sendmsg(buffers)
+            self.moved = time.monotonic()
 
     def _in_time(self) -> None:
         if self._deadline is not None:

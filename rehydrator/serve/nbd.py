@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from rehydrator.core.errors import HostileInput
+from rehydrator.serve.admission import Client, Clients, origin
 from rehydrator.serve.link import Link
 from rehydrator.serve.negotiation import negotiate
 from rehydrator.serve.transmission import Slots, Transmission
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rehydrator.serve.negotiation import Exports
-
-MAX_CLIENTS: Final = 64
 
 # Seconds that a client has for choosing, and that threads have for ending.
 PATIENCE: Final = 60.0
@@ -47,7 +46,7 @@ class Server:
         self._listener, self._exports, self._say = listener, exports, say
         self._slots = Slots(jobs)
         self._lock = threading.Lock()
-        self._clients: dict[Link, threading.Thread] = {}
+        self._clients = Clients()
         self._said: set[str] = set()
         self._stopped = False
         self._accepting = threading.Thread(target=self._accept, daemon=True)
@@ -60,63 +59,63 @@ class Server:
         """Take no more clients, and leave those that there are."""
         with self._lock:
             self._stopped = True
-            clients = dict(self._clients)
+        clients = self._clients.close()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
-        for link in clients:
-            link.close()
+        for client in clients:
+            client.link.close()
         deadline = time.monotonic() + _ENDING
-        for thread in (self._accepting, *clients.values()):
+        for thread in (self._accepting, *(client.thread for client in clients)):
             thread.join(max(0.0, deadline - time.monotonic()))
         self._listener.close()
 
     def _accept(self) -> None:
         while not self._stopped:
             try:
-                connection, _ = self._listener.accept()
+                connection, address = self._listener.accept()
             except OSError as error:
                 if not self._stopped:
                     self._complain(f"a client was not let in: {error.strerror or error}")
                     time.sleep(0.1)  # out of descriptors, say: that passes
                 continue
-            self._admit(connection)
+            self._admit(connection, origin(address))
 
-    def _admit(self, connection: socket.socket) -> None:
-        link = Link(connection)
-        thread = threading.Thread(target=self._serve, args=(link,), daemon=True)
-        with self._lock:
-            admitted = not self._stopped and len(self._clients) < MAX_CLIENTS
-            if admitted:
-                self._clients[link] = thread
+    def _admit(self, connection: socket.socket, where: str) -> None:
+        client = Client(Link(connection), where)
+        client.thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
+        admitted, message = self._clients.admit(client)
+        if message:
+            self._complain(message)
         if not admitted:
-            self._complain(f"a client was sent away: there are {MAX_CLIENTS} already")
-            link.dispose()
+            client.link.dispose()
             return
         try:
             _tune(connection)
-            thread.start()
+            client.thread.start()
         except RuntimeError as error:
             self._complain(f"a client was sent away: {error}")
-            self._forget(link)
+            self._forget(client)
 
-    def _serve(self, link: Link) -> None:
+    def _serve(self, client: Client) -> None:
+        link = client.link
         try:
             link.within(PATIENCE)
             chosen = negotiate(link, self._exports)
             if chosen is not None:
                 link.within(None)
-                Transmission(link, chosen, self._slots.of_client(), self._complain).run()
+                slot = self._slots.of_client()
+                client.transmission = Transmission(link, chosen, slot, self._complain)
+                client.transmission.run()
         except (OSError, HostileInput):
             pass  # gone, too slow, or no NBD client: nobody else is concerned
         except Exception as error:  # noqa: BLE001 - a defect of ours is this connection's end alone
             self._complain(f"{type(error).__name__}: {error}")
         finally:
-            self._forget(link)
+            self._forget(client)
 
-    def _forget(self, link: Link) -> None:
-        with self._lock:
-            self._clients.pop(link, None)
-        link.dispose()
+    def _forget(self, client: Client) -> None:
+        self._clients.remove(client)
+        client.link.dispose()
 
     def _complain(self, message: str) -> None:
         with self._lock:

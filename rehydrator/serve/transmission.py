@@ -12,6 +12,7 @@ is bounded, and making needs a slot, which all connections share: that bounds th
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -100,7 +101,7 @@ class Transmission:
         self._slot, self._complain = slot, complain
         self._receiving, self._sending = threading.Lock(), threading.Lock()
         self._counting = threading.Lock()
-        self._threads = self._waiting = 0
+        self._threads = self._waiting = self._makers = 0
         self._ended = False
         self._over = threading.Event()
 
@@ -109,6 +110,13 @@ class Transmission:
         self._threads = 1
         self._work()
         self._over.wait()
+
+    @property
+    def idle_since(self) -> float:
+        """When the client was last served (seconds of the monotonic clock): now, while bytes are made
+        for it. Replies that it does not take are no service."""
+        with self._counting:
+            return time.monotonic() if self._makers else self._link.moved
 
     def _work(self) -> None:
         try:
@@ -243,7 +251,7 @@ class Transmission:
     def _making(self, offset: int) -> Iterator[None]:
         """Holds a slot, and turns what goes wrong into the answer that the client gets."""
         try:
-            with self._slot():
+            with self._counted(), self._slot():
                 yield
         except MemoryError:
             self._complain(f"{self._name}: out of memory at {offset}")
@@ -254,6 +262,16 @@ class Transmission:
             # What the system says may name paths of this machine, which are nobody's business.
             message = str(error) if isinstance(error, RehydratorError) else "it cannot be read"
             raise Failure(nbd.EIO, message, offset) from None
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._counting:
+            self._makers += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._makers -= 1
 
     def _send(self, buffers: list[Buffer]) -> None:
         with self._sending:

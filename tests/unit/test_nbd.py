@@ -21,10 +21,11 @@ from rehydrator.core.errors import DigestMismatch, HostileInput, RehydratorError
 from rehydrator.core.ops import Copy, Rules, Series, zeros
 from rehydrator.core.reader import BytesReader
 from rehydrator.engine import Machine, OpsSpace, ReaderSpace, join
-from rehydrator.serve import nbd
+from rehydrator.serve import admission, nbd
+from rehydrator.serve.admission import MAX_CLIENTS, MAX_OF_ADDRESS, origin
 from rehydrator.serve.images import SpaceImage, ZeroRuns
 from rehydrator.serve.listening import Place, listening, place_of
-from rehydrator.serve.nbd import MAX_CLIENTS, Server
+from rehydrator.serve.nbd import Server
 from rehydrator.serve.negotiation import MAX_OPTION, MAX_OPTIONS, MAX_REQUEST, Export, Exports
 from rehydrator.serve.transmission import BLOCK, THREADS
 from tests.nbd_client import Chunk, Client, MemoryImage, Option, context_data, go_data
@@ -725,14 +726,26 @@ def test_who_disappears_leaves_nothing_behind() -> None:
     assert before == threading.active_count()
 
 
-def test_so_many_clients() -> None:
-    """One too many is sent away, and has room when another one leaves."""
-    served = serving(MemoryImage(b"fine"))
+def fill(served: Serving) -> list[Client]:
+    """As many clients as there is room for, all at work: each has just chosen."""
     clients = [served.client() for _ in range(MAX_CLIENTS)]
     for client in clients:
         client.go()
-    assert served.client().left()
-    assert [f"a client was sent away: there are {MAX_CLIENTS} already"] == served.said
+    return clients
+
+
+def pause(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.5) -> None:
+    """Who holds a place for so long without use may lose it."""
+    monkeypatch.setattr(admission, "HURRY", seconds)
+    monkeypatch.setattr(admission, "IDLE", seconds)
+
+
+def test_so_many_clients() -> None:
+    """One too many is sent away while all are at work, and has room when another one leaves."""
+    served = serving(MemoryImage(b"fine"))
+    clients = fill(served)
+    assert [served.client().left() for _ in range(2)] == [True, True]
+    assert [f"a client was sent away: there are {MAX_CLIENTS}, none of them idle"] == served.said
     clients[5].request(DISC, 0, 0)
     assert clients[5].left()
     time.sleep(0.1)
@@ -740,6 +753,125 @@ def test_so_many_clients() -> None:
     client.go()
     assert client.pread(0, 4) == b"fine"
     served.end()
+
+
+def test_idle_clients_lock_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When all places are held, the client that has been idle longest makes room; those that ask for
+    something keep theirs."""
+    served = serving(MemoryImage(b"fine"))
+    clients = fill(served)
+    pause(monkeypatch)
+    time.sleep(0.6)
+    for client in (clients[0], clients[1], *clients[3:]):
+        assert client.pread(0, 4) == b"fine"
+    client = served.client()
+    client.go()
+    assert client.pread(0, 4) == b"fine"
+    assert clients[2].left()
+    pause(monkeypatch, 60)
+    assert served.client().left()
+    assert [clients[0].pread(0, 4), clients[63].pread(0, 4)] == [b"fine"] * 2
+    assert served.said == [
+        f"a client that asked for nothing for 0.5 s made room for another one: there are {MAX_CLIENTS}",
+        f"a client was sent away: there are {MAX_CLIENTS}, none of them idle",
+    ]
+    served.end()
+
+
+def test_silent_clients_lock_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who does not choose goes before who is idle, the first one first, and it is said once."""
+    served = serving(MemoryImage(b"fine"))
+    idle = [served.client() for _ in range(3)]
+    for client in idle:
+        client.go()
+    silent = [served.client() for _ in range(MAX_CLIENTS - 3)]
+    for client in silent:
+        client.read(18)
+    assert served.client().left()
+    pause(monkeypatch)
+    time.sleep(0.6)
+    for number in range(2):
+        client = served.client()
+        client.go()
+        assert client.pread(0, 4) == b"fine"
+        assert silent[number].left()
+    assert [client.pread(0, 4) for client in idle] == [b"fine"] * 3
+    assert served.said[1:] == [
+        f"a client that chose nothing for 0.5 s made room for another one: there are {MAX_CLIENTS}"
+    ]
+    served.end()
+
+
+def test_who_does_not_read_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replies that nobody takes are no work; what is being made is, however long it takes."""
+    gate = Gate()
+    served = serving(MemoryImage(DATA, before=gate), MemoryImage(b"fine"), jobs=3)
+    clients = fill(served)
+    clients[7].request(READ, 0, 5)
+    assert gate.reached.wait(20)
+    for _ in range(10):
+        clients[20].request(READ, 1, SIZE - 1)
+    pause(monkeypatch)
+    time.sleep(0.8)
+    for number, client in enumerate(clients):
+        if number not in {7, 20}:
+            assert client.pread(1, 4) == DATA[1:5]
+    client = served.client()
+    client.go(b"b")
+    assert client.pread(0, 4) == b"fine"
+    gate.open.set()
+    assert DATA[:5] == clients[7].chunk().payload[8:]
+    with pytest.raises((AssertionError, ConnectionResetError), match=r"the server left|reset"):
+        clients[20].read(10 * SIZE)
+    served.end()
+
+
+def connected(port: int, host: str) -> Client:
+    """A client of an address of this machine's."""
+    return Client(socket.create_connection(("127.0.0.1", port), 20, (host, 0)))
+
+
+def test_one_address_has_a_part_of_the_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has many connections makes room among his own, and others come in."""
+    said: list[str] = []
+    with listening(Place(host="127.0.0.1")) as found:
+        server = Server(found.socket, Exports([Export("a", MemoryImage(DATA))]), 1, said.append)
+        server.start()
+        greedy = [connected(found.port, "127.0.0.2") for _ in range(MAX_OF_ADDRESS)]
+        for client in greedy:
+            client.go()
+        assert connected(found.port, "127.0.0.2").left()
+        other = connected(found.port, "127.0.0.3")
+        other.go()
+        pause(monkeypatch, 0.2)
+        time.sleep(0.3)
+        another = connected(found.port, "127.0.0.2")
+        another.go()
+        assert greedy[0].left()
+        assert [each.pread(5, 9) for each in (another, other, greedy[1])] == [DATA[5:14]] * 3
+        server.stop()
+        for client in (*greedy, other, another):
+            client.socket.close()
+    many = f"there are {MAX_OF_ADDRESS} of its address"
+    assert said == [
+        f"a client was sent away: {many}, none of them idle",
+        f"a client that asked for nothing for 0.2 s made room for another one: {many}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("", ""),
+        (b"\0abstract", ""),
+        (("192.0.2.7", 1234), "192.0.2.7"),
+        (("2001:db8:1:2:3::4", 1234, 0, 0), "2001:db8:1:2::/64"),
+        (("fe80::1%eth0", 1234, 0, 2), "fe80::/64"),
+    ],
+)
+def test_whose_an_address_is(address: object, expected: str) -> None:
+    """A host's, or an IPv6 network's: who has one address of it has all. A unix socket's is nobody's."""
+    assert expected == origin(address)
 
 
 def test_the_end_of_a_server() -> None:
