@@ -52,6 +52,11 @@ MAX_UNIT: Final = 1 << 20
 """Plain bytes: the largest block of squashfs."""
 
 
+def _most(plain: int | None) -> int:
+    """The plain bytes of the largest unit, where a stream has `plain` at most (None: any number)."""
+    return MAX_UNIT if plain is None else min(plain, MAX_UNIT)
+
+
 class _Unit:
     """What the codecs have in common: a unit is collected, and encoded in one call."""
 
@@ -197,7 +202,7 @@ class _Zstd(_Unit):
     def memory(self, params: Mapping[str, int], plain: int | None) -> int:
         # Measured (ZSTD_sizeof_CCtx, 1.5.4): 22 times the plain bytes at 128 KiB, 17 at 1 MiB,
         # for levels above 14, and 270 KiB at 4 KiB; less for others.
-        return 24 * (MAX_UNIT if plain is None else plain) + 512 * KIB
+        return 24 * _most(plain) + 512 * KIB
 
     def version(self, run: Filter | None) -> str:
         return f"zstd {', '.join(map(_zstd_name, zstd_libraries()))}"
@@ -242,7 +247,7 @@ class _Lz4(_Unit):
 
     def memory(self, params: Mapping[str, int], plain: int | None) -> int:
         # lz4hc.h: LZ4_STREAMHC_MINSIZE, and 64 KiB of prices; and the frame.
-        return 512 * KIB + 2 * (MAX_UNIT if plain is None else plain)
+        return 512 * KIB + 2 * _most(plain)
 
     def version(self, run: Filter | None) -> str:
         _lz4()
