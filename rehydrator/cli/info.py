@@ -26,6 +26,7 @@ from rehydrator.cli.listing import listed
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rehydrator.bundle.estimate import Estimator
     from rehydrator.bundle.manifest import Artifact
     from rehydrator.bundle.reader import Bundle
 
@@ -49,6 +50,7 @@ def command(
 
     Without --disk, --file, --iso or --pxe, every file and the bundle as a whole.
     """
+    from rehydrator.bundle.estimate import Estimator
     from rehydrator.bundle.selection import select
 
     with opened(bundle_reference, reference, key, tmpdir) as bundle:
@@ -57,7 +59,8 @@ def command(
         outputs = select(known, **{**wanted, "every": not asked}, host_arch=host_arch)
         artifacts = list({id(each.artifact): each.artifact for each in outputs}.values())
         whole = summary(bundle)
-        forms = {id(each): forms_of(bundle, each) for each in artifacts} if asked or as_json else {}
+        costs = Estimator(bundle, all_cores())
+        forms = {id(each): forms_of(bundle, each, costs) for each in artifacts} if asked or as_json else {}
     if as_json:
         shown = [{**listed(each), "forms": forms[id(each)], "how": each.how} for each in artifacts]
         click.echo(json.dumps({"bundle": whole, "artifacts": shown}, indent=2))
@@ -113,17 +116,16 @@ def published_by(artifact: Artifact) -> str:
     return ", ".join(encoders) or "kept"
 
 
-def forms_of(bundle: Bundle, artifact: Artifact) -> dict[str, dict[str, Any]]:
+def forms_of(bundle: Bundle, artifact: Artifact, costs: Estimator) -> dict[str, dict[str, Any]]:
     """Every form of an artifact, and what it takes to make it."""
-    from rehydrator.bundle.estimate import encoders, estimate
+    from rehydrator.bundle.estimate import encoders
     from rehydrator.bundle.manifest import Output
 
-    jobs = all_cores()
     kinds = {"image": artifact.image, "published": artifact.published, "signature": artifact.signature}
     found = {}
     for kind, form in kinds.items():
         if form is not None:
-            needed = estimate(bundle, Output(artifact, form), jobs)
+            needed = costs.estimate(Output(artifact, form))
             found[kind] = {
                 "name": form.name,
                 "size": form.size,

@@ -23,7 +23,7 @@ from rehydrator.cli.common import (
 from rehydrator.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from rehydrator.bundle.manifest import Artifact
+    from rehydrator.bundle.estimate import Estimator
     from rehydrator.bundle.provenance import Owner, Provenance
     from rehydrator.bundle.reader import Bundle
 
@@ -86,12 +86,14 @@ def report(bundle: Bundle) -> dict[str, Any]:
         DigestMismatch: the index of a pack, or a recipe, is damaged.
         LimitExceeded: recipes of too many ops.
     """
+    from rehydrator.bundle.estimate import Estimator
     from rehydrator.bundle.provenance import CLASSES, Provenance
 
     provenance = Provenance(bundle.manifest, bundle.machine)
     artifacts = bundle.manifest.artifacts()
     packs = _packs(bundle, provenance)
-    files = [_file(bundle, provenance, place, each) for place, each in enumerate(artifacts)]
+    costs = Estimator(bundle, all_cores())
+    files = [_file(bundle, provenance, costs, place) for place in range(len(artifacts))]
     return {
         "rehydrator": __version__,
         "threads": all_cores(),
@@ -179,11 +181,12 @@ def _disk(provenance: Provenance, disk: int) -> dict[str, Any]:
     }
 
 
-def _file(bundle: Bundle, provenance: Provenance, place: int, artifact: Artifact) -> dict[str, Any]:
+def _file(bundle: Bundle, provenance: Provenance, costs: Estimator, place: int) -> dict[str, Any]:
     from rehydrator.bundle.provenance import Owner
     from rehydrator.cli.info import forms_of
 
-    forms = forms_of(bundle, artifact)
+    artifact = provenance.manifest.artifacts()[place]
+    forms = forms_of(bundle, artifact, costs)
     kinds = {"image": artifact.image, "published": artifact.published, "signature": artifact.signature}
     for kind, form in kinds.items():
         if form is not None and form.space is not None:
