@@ -213,7 +213,7 @@ def _run(program: str, at: Listening, name: str) -> int:
     from rehydrator import host
 
     variables = {
-        "uri": at.uri(),
+        "uri": at.uri(here=True),
         "unixsocket": at.path,
         "port": str(at.port or ""),
         "exportname": name,

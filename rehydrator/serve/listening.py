@@ -35,18 +35,23 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """A socket that clients may connect to; `authority` is its TCP address, "" for a unix socket."""
+    """A socket that clients may connect to; `authority` is its TCP address as the user named it, "" for
+    a unix socket."""
 
     socket: socket.socket
     path: str = ""
     authority: str = ""
 
-    def uri(self, name: str = "") -> str:
-        """What clients take for an image; "" is the default one."""
+    def uri(self, name: str = "", *, here: bool = False) -> str:
+        """What clients take for an image; "" is the default one. Where all addresses are listened on,
+        it names this machine; with `here`, for a client on this machine alone, its loopback address."""
         export = quote(name, safe="")
         if self.path:
             return f"nbd+unix:///{export}?socket={quote(self.path)}"
-        return f"nbd://{self.authority}/{export}"
+        if not ipaddress.ip_address(self._address()).is_unspecified:
+            return f"nbd://{self.authority}/{export}"
+        loopback = "[::1]" if ":" in self._address() else "127.0.0.1"
+        return f"nbd://{loopback if here else quote(socket.gethostname())}:{self.port}/{export}"
 
     @property
     def public(self) -> bool:

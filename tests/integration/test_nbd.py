@@ -266,8 +266,8 @@ def test_over_tcp(user: User, made: Made) -> None:
         assert uri.startswith("nbd://127.0.0.1:")
         assert hashlib.sha256(program("nbdcopy", uri, "-")).hexdigest() == sha256(made.images[OPENSTACK])
     assert "no TLS" not in (user.home / "said").read_text()
-    with serving(user, made.reference, "--disk", "openstack", "--listen", "0.0.0.0:0"):
-        pass
+    with serving(user, made.reference, "--disk", "openstack", "--listen", "0.0.0.0:0") as (uri, _):
+        assert uri.startswith(f"nbd://{socket.gethostname()}:")
     assert "can read these images; there is no TLS" in (user.home / "said").read_text()
 
 

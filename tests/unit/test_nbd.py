@@ -1046,8 +1046,17 @@ def test_uris(tmp_path: Path) -> None:
     with listening(Place(host="127.0.0.1")) as found:
         assert f"nbd://127.0.0.1:{found.port}/x" == found.uri("x")
         assert not found.public
-    with listening(Place(host="0.0.0.0")) as found:
-        assert found.public
+
+
+@pytest.mark.parametrize(("host", "loopback"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])
+def test_uris_of_all_addresses(host: str, loopback: str) -> None:
+    """All addresses are none that a client elsewhere could use: the machine is named; to itself it is
+    the loopback address. What is warned of is what was asked for."""
+    with listening(Place(host=host)) as found:
+        assert f"nbd://{socket.gethostname()}:{found.port}/x" == found.uri("x")
+        assert f"nbd://{loopback}:{found.port}/x" == found.uri("x", here=True)
+        shown = f"[{host}]" if ":" in host else host
+        assert (True, f"{shown}:{found.port}") == (found.public, found.authority)
 
 
 def test_over_tcp() -> None:
