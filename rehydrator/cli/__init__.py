@@ -130,9 +130,10 @@ def fail(error: RehydratorError, as_json: bool) -> int:
 def program() -> NoReturn:
     """The console script."""
     code = main()
+    ended = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # as a server is, with 0
     # All is done: a signal during Python's own end changes nothing any more.
     take_interrupts(signal.SIG_IGN)
-    if code:
+    if code or ended:
         # Threads may be in the middle of minutes of encoding; nobody waits for them.
         from rehydrator import host
 

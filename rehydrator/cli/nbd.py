@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 from contextlib import ExitStack, contextmanager, suppress
@@ -31,6 +32,7 @@ from rehydrator.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from types import FrameType
 
     from rehydrator.bundle.manifest import Output
     from rehydrator.bundle.reader import Bundle
@@ -105,12 +107,33 @@ def command(
     place = place_of(path, listen)
     host.one_arena()
     options = Options(jobs, memory=memory or default_memory(jobs))
-    with ExitStack() as stack:
+    with _ended_by(signal.SIGTERM, usually=program is None), ExitStack() as stack:
         bundle = stack.enter_context(opened(bundle_reference, reference, key, tmpdir, options.memory))
         outputs = select(bundle.manifest.artifacts(), **wanted, host_arch=host_arch, form=form or "")
         exports = _exports(bundle, outputs, every=wanted["every"])
         place = place or Place(stack.enter_context(_private_directory(tmpdir)) / "socket")
         return _serve(exports, place, options.workers, program, as_json=as_json)
+    return 0
+
+
+@contextmanager
+def _ended_by(number: signal.Signals, *, usually: bool) -> Iterator[None]:
+    """Leave the block when this signal comes: a service manager's is no failure of a server. With one
+    that comes in place of its command's end, it is an interrupt, as others are."""
+    interrupt, noted = signal.getsignal(number), list[int]()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        if callable(interrupt):
+            interrupt(number, frame)
+
+    if usually:
+        signal.signal(number, note)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not noted:
+            raise
 
 
 # The path of a unix socket has at most 107 bytes (unix(7)); our directory in it and the name have 32.

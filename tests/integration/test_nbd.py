@@ -211,9 +211,12 @@ def test_run(user: User, made: Made) -> None:
     assert run(user, made, "exit 0") == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_end(user: User, made: Made, number: int) -> None:
-    """A signal is 130 within seconds, with a client in the middle of something, and no socket is left."""
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 130), (signal.SIGTERM, 0)]
+)
+def test_the_end(user: User, made: Made, number: int, code: int) -> None:
+    """A signal ends it within seconds, with a client in the middle of something, and no socket is left.
+    SIGTERM is how service managers end a server, and no failure."""
     ask = ["--disk", "azure", "--socket", "s"]
     with (
         serving(user, made.reference, *ask) as (_, process),
@@ -226,13 +229,14 @@ def test_the_end(user: User, made: Made, number: int) -> None:
             client.request(0, 0, 32 << 20)
         process.send_signal(number)
         sent = time.monotonic()
-        assert process.wait(PATIENCE) == 130
+        assert process.wait(PATIENCE) == code
         assert time.monotonic() - sent < 5
         assert not (user.home / "s").exists()
+    assert ("interrupted" in (user.home / "said").read_text()) == bool(code)
 
 
 def test_the_end_of_a_command(user: User, made: Made) -> None:
-    """A signal ends the command of --run, too."""
+    """A signal ends the command of --run, too; its end did not come, so that is a failure."""
     with serving(user, made.reference, "--disk", "qemu", "--run", "echo $$; exec sleep 99") as (
         line,
         process,
