@@ -22,6 +22,7 @@ from rehydrator import __version__
 from rehydrator.bundle import intake, manifest, published_canonical
 from rehydrator.bundle import live as live_system
 from rehydrator.bundle.manifest import Artifact, Form, Manifest, Release, StoredFile
+from rehydrator.bundle.matching import Wanted
 from rehydrator.bundle.packing import FRAME_SIZE
 from rehydrator.bundle.prediction import check_prediction
 from rehydrator.bundle.recovery import Recovery
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from rehydrator.bundle.recovery import Recovered, Running
     from rehydrator.bundle.storing import Stored
     from rehydrator.codecs.streams import Filter
-    from rehydrator.core.reader import Reader
+    from rehydrator.core.reader import Reader, SparseReader
     from rehydrator.formats.explanation import Explanation
     from rehydrator.formats.streams import Layout
 
@@ -77,7 +78,9 @@ class BuildOptions:
     looks for no encoder at all), or kept where few bytes are missing ("auto"). `live` says whether
     a live root file system is "stored" and the disks are made from it, or "encoded" again from
     the disks; "auto": what is smaller. With a `canonical_form` of
-    "published" one compressed file of each group of siblings is the canonical disk. `run` runs the
+    "published" one compressed file of each group of siblings is the canonical disk. `initramfs` says
+    whether an initramfs, which stands in the disks too, is "stored" or "encoded" again, by its
+    program, from the files that its archives have in common with the disks. `run` runs the
     programs that encode. `target` is the directory that the image will lie in, where that is known.
     Without `stream_json` the directory's own is taken, unless `ignore_stream_json` says no."""
 
@@ -100,6 +103,7 @@ class BuildOptions:
     keep_published: str = AUTO
     live: str = AUTO
     canonical_form: str = IMAGE
+    initramfs: str = STORED
     run: Filter | None = None
 
 
@@ -345,7 +349,7 @@ class Builder:
         named = [self._forced(name, explained) for name in self._options.canonicals]
         forced = list({id(disk): disk for disk in named}.values())
         rest = [disk for disk in explained if all(disk is not each for each in forced)]
-        rest.sort(key=lambda disk: (-_survey_of(disk).data, disk.source.name))
+        rest.sort(key=lambda disk: (-_survey_of(disk).data, _is_packed(disk), disk.source.name))
         groups: list[list[_Disk]] = [[disk] for disk in forced]
         for disk in rest:
             shares = [_survey_of(group[0]).share(_survey_of(disk)) for group in groups]
@@ -376,11 +380,13 @@ class Builder:
         """Everything; `kept` are the compressed files that are canonical disks themselves."""
         live = self._find_live(disks)
         artifacts: dict[str, Artifact] = {}
+        if self._options.initramfs == ENCODED:
+            artifacts |= self._store_archives(disks, storage, unpacker)
         if live is not None:
             owner = next(disk for disk in disks if disk.source.name == live.owner)
             owner.explanation = self._encoded_again(live, groups[0][0], pool)
             if owner.explanation is None:
-                artifacts = self._store_live(live, disks, storage)
+                artifacts |= self._store_live(live, disks, storage)
         for group in groups:
             first = group[0]
             assert first.explanation is not None
@@ -395,6 +401,9 @@ class Builder:
             for disk in group:
                 disk.guest_space = space
         self._reporter.phase("matching", sum(disk.source.measured.data for disk in disks))
+        left = [disk for disk in _in_order(disks) if disk.source.name not in artifacts]
+        siblings = [disk for disk in left if disk.explanation and not disk.canonical]
+        storage.matches.plan(Wanted(_guest(disk), disk.guest_space) for disk in siblings)
         for disk in _in_order(disks):
             if disk.source.name not in artifacts:
                 self._explain_archive(disk, storage, unpacker)
@@ -402,6 +411,23 @@ class Builder:
                 artifacts[disk.source.name] = _artifact(disk, stored)
             self._reporter.advance(disk.source.measured.data, disk.source.name)
         return [artifacts[disk.source.name] for disk in disks]
+
+    def _store_archives(
+        self, disks: Sequence[_Disk], storage: Storage, unpacker: _Unpacker
+    ) -> dict[str, Artifact]:
+        """Store what the archives of an initramfs hold before the disks, which have most of it."""
+        artifacts = {}
+        for disk in disks:
+            if disk.explanation is None and disk.source.named.role == "initramfs":
+                self._reporter.phase(f"storing {disk.source.name}", 0)
+                try:
+                    within = unpacker.within(disk.source.name, disks=False)
+                    disk.explanation = explain_initramfs(disk.file, within)
+                except Unexplained as error:
+                    self._reporter.note(f"{disk.source.name}: stored as it is: {error}")
+                    continue
+                artifacts[disk.source.name] = _artifact(disk, _stored(disk, storage, self._beside(disk)))
+        return artifacts
 
     def _explain_archive(self, disk: _Disk, storage: Storage, unpacker: _Unpacker) -> None:
         """Explain an initramfs by what its archives hold, where much of that is stored already
@@ -705,6 +731,17 @@ def _described(artifact: Artifact, release: str) -> Described:
         uncompressed_sha256=artifact.image.sha256,
     )
     return Described(item, whole.size, artifact.image.size, artifact.mtime)
+
+
+def _guest(disk: _Disk) -> SparseReader:
+    assert disk.explanation is not None
+    return disk.explanation.guest
+
+
+def _is_packed(disk: _Disk) -> bool:
+    """Whether a file's disk is decoded whenever it is read; of a canonical disk that is once for
+    each of its siblings."""
+    return disk.explanation is not None and bool(disk.explanation.rules.encodes)
 
 
 def _survey_of(disk: _Disk) -> Survey:

@@ -13,6 +13,7 @@ from xxhash import xxh3_64_intdigest
 from rehydrator.bundle import contents
 from rehydrator.bundle.chain import encode as encode_chain
 from rehydrator.bundle.manifest import Chain, KnownAnswer
+from rehydrator.bundle.matching import Matches, Wanted
 from rehydrator.bundle.packing import Ledger, PackWriter
 from rehydrator.bundle.published_canonical import guest_ops, image_ops
 from rehydrator.bundle.reader import known_answer
@@ -108,6 +109,7 @@ class Storage:
         self.ledger = Ledger()
         self.groups: list[list[str]] = []
         self._index = PageIndex()
+        self.matches = Matches(self._index, UNMATCHED, pool, jobs)
         self._spaces: dict[int, Reader] = {}
         self._sample: _Sample | None = None
         self._run = run
@@ -392,7 +394,7 @@ class Storage:
         self, guest: SparseReader, canonical: int | None, writer: PackWriter, residue: Residue
     ) -> tuple[int, int]:
         """The space of a sibling's disk, and how many of its bytes had to be stored."""
-        ops = list(self._index.match(guest, UNMATCHED, twin=canonical))
+        ops = self.matches.match(Wanted(guest, canonical))
         stored = _counts(ops)["stored"]
         if canonical is not None and ops == [Copy(self.ledger.size(canonical), canonical, 0)]:
             return canonical, stored
@@ -462,7 +464,7 @@ class Storage:
     def _remember(self, space: int, reader: Reader) -> None:
         """Let later files find these bytes."""
         self._spaces[space] = reader
-        self._index.add(space, reader)
+        self.matches.add(space, reader)
 
 
 def _whole(file: Reader) -> Copy:

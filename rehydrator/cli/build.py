@@ -119,6 +119,14 @@ class _FileOrNone(click.Path):
     help="Store the canonical disk in frames of zstd, or as the compressed file that it was published "
     "in, if that can be read in pieces (.xz with blocks of at most 64 MiB).",
 )
+@click.option(
+    "--initramfs",
+    type=click.Choice(["stored", "encoded"]),
+    default="stored",
+    show_default=True,
+    help="An initramfs, which stands in the disks' /boot as well: stored as it is; or encoded again, from "
+    "the files that the disks have too, whenever one of them is given back. That is smaller, and slower.",
+)
 @click.option("--level", type=click.IntRange(1, 19), default=19, show_default=True, help="zstd level.")
 @click.option(
     "--max-image-size",
