@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rehydrator.bundle import cgroup
+
 # The program itself; and what a thread takes: a frame, its compressed bytes, a block of it.
 BASE = 64 << 20
 WORKER = 32 << 20
@@ -21,30 +23,8 @@ def cache_size(memory: int) -> int:
     return max(memory // 3, _LEAST_CACHE)
 
 
-def available_memory() -> int:
-    """Bytes that programs may still take on this machine, or in this container."""
-    total, limit, used, cached = (_first_number(file, word) for file, word in _MEMORY_FACTS)
-    # Pages of files that were read count as used until somebody needs the room.
-    left = max(limit - max(used - cached, 0), 1) if limit else 0
-    return min((each for each in (total, left) if each), default=1 << 60)
-
-
-_MEMORY_FACTS = (
-    ("/proc/meminfo", "MemAvailable:"),
-    ("/sys/fs/cgroup/memory.max", ""),
-    ("/sys/fs/cgroup/memory.current", ""),
-    ("/sys/fs/cgroup/memory.stat", "inactive_file "),
-)
-
-
-def _first_number(file: str, word: str) -> int:
-    """The number behind `word` in a file of the kernel, in bytes; 0 where there is none."""
-    try:
-        with open(file, encoding="ascii") as facts:  # noqa: PTH123 - pathlib is not worth its import here
-            line = next((line for line in facts if line.startswith(word)), "")
-    except (OSError, ValueError):
-        return 0
-    parts = line.removeprefix(word).split()
-    if not parts or not parts[0].isdigit():
-        return 0
-    return int(parts[0]) * (1024 if parts[1:] == ["kB"] else 1)
+def available_memory(root: str = "") -> int:
+    """Bytes that programs may still take on this machine, or in this container. `root` stands for the
+    root directory."""
+    total = cgroup.first_number(f"{root}/proc/meminfo", "MemAvailable:")
+    return min((each for each in (total, cgroup.memory_left(root)) if each), default=1 << 60)

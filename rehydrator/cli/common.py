@@ -59,12 +59,19 @@ tmpdir_option = click.option(
 
 
 def all_cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Processors that this process may use; in a container, its share of them."""
+    from rehydrator.bundle.cgroup import cpus
+
+    cores = len(os.sched_getaffinity(0))
+    return min(cores, cpus() or cores)
 
 
 jobs_option = click.option(
-    "--jobs", type=click.IntRange(1, 1024), default=all_cores, show_default="all cores", help="Threads."
+    "--jobs",
+    type=click.IntRange(1, 1024),
+    default=all_cores,
+    show_default="all cores, as many as a container may use",
+    help="Threads.",
 )
 
 

@@ -19,7 +19,6 @@ import pytest
 from rehydrator.bundle import memory, rehydrate
 from rehydrator.bundle.making import make_in_order
 from rehydrator.bundle.manifest import Artifact, Form, Manifest, Output, PackSpace, RecipeSpace
-from rehydrator.bundle.memory import available_memory
 from rehydrator.bundle.reader import Bundle
 from rehydrator.bundle.rehydrate import (
     FileSink,
@@ -327,31 +326,6 @@ def test_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: in
     with path.open("wb") as file:
         PipeSink(file.fileno()).write(pieces)
     assert path.read_bytes() == expected
-
-
-@pytest.mark.parametrize(
-    ("facts", "available"),
-    [
-        ({"meminfo": "MemTotal: 9 kB\nMemAvailable: 7 kB\n"}, 7 << 10),
-        ({"meminfo": "MemAvailable: 7 kB\n", "max": "max\n", "current": "100\n"}, 7 << 10),
-        ({"meminfo": "MemAvailable: 7 kB\n", "max": "5000\n", "current": "1000\n"}, 4000),
-        # A container that has read many files is full of their pages.
-        ({"meminfo": "MemAvailable: 7 kB\n", "max": "5000\n", "current": "5000\n"}, 1),
-        ({"max": "5000\n", "current": "5000\n", "stat": "anon 9\ninactive_file 3000\n"}, 3000),
-        ({}, 1 << 60),
-    ],
-)
-def test_available_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: dict[str, str], available: int
-) -> None:
-    """What the kernel says, and no more than what is left to the container: a full one has none,
-    but for the pages of files that it may drop."""
-    for name, text in facts.items():
-        (tmp_path / name).write_text(text)
-    words = {"meminfo": "MemAvailable:", "max": "", "current": "", "stat": "inactive_file "}
-    known = tuple((str(tmp_path / name), word) for name, word in words.items())
-    monkeypatch.setattr(memory, "_MEMORY_FACTS", known)
-    assert available == available_memory()
 
 
 def test_an_encoder_takes_no_more_than_there_is() -> None:
