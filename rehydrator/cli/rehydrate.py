@@ -16,6 +16,7 @@ from rehydrator.cli import printable
 from rehydrator.cli.common import (
     Progress,
     bundle_option,
+    engine_options,
     host_arch,
     human,
     jobs_option,
@@ -23,8 +24,10 @@ from rehydrator.cli.common import (
     key_option,
     memory_option,
     opened,
+    say_how,
     selection_options,
     tmpdir_option,
+    verbose_option,
 )
 from rehydrator.cli.rehydrate_checks import check_place
 from rehydrator.core.errors import DigestMismatch, RehydratorError, UsageError, worst_exit_code
@@ -52,7 +55,12 @@ _WORTH_SAYING = 256 << 20
     default=None,
     help="As an image (default), or byte for byte as published, compression and signature included.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace existing files that are something else.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace existing files that are something else; with --in-place, also where nothing of FILE is "
+    "of the image.",
+)
 @click.option(
     "--in-place",
     type=click.Path(path_type=Path),
@@ -72,7 +80,7 @@ _WORTH_SAYING = 256 << 20
 @click.option("--nocache", is_flag=True, help="Leave what was written out of the page cache, as dd does.")
 @jobs_option
 @memory_option
-@click.option("-v", "--verbose", is_flag=True, help="Say how digests are checked.")
+@verbose_option
 @json_option
 def command(
     dest: str,
@@ -99,8 +107,6 @@ def command(
     its first and last bytes when the digest was verified.
     """
     from rehydrator import host
-    from rehydrator.bundle.memory import default_memory
-    from rehydrator.bundle.rehydrate import Options
     from rehydrator.bundle.selection import select
 
     if not any(wanted[name] for name in ("disks", "names", "every", "iso", "pxe")):
@@ -113,12 +119,12 @@ def command(
     if dest == "-" and sys.stdout.isatty():
         raise UsageError("standard output is a terminal; redirect it to a file or a pipe")
     host.one_arena()
-    options = Options(jobs, overwrite, sparse, memory or default_memory(jobs), nocache)
+    options = engine_options(jobs, memory, overwrite=overwrite, sparse=sparse, nocache=nocache)
     with opened(bundle_reference, None, key, tmpdir, options.memory) as bundle:
         known = bundle.manifest.artifacts()
         outputs = select(known, **wanted, host_arch=host_arch, form=form or "")
         if verbose:
-            _say_how(bundle, outputs, options)
+            say_how(bundle, outputs, options, in_order=dest == "-")
         with _seeded(bundle, seeds):
             return _give(bundle, outputs, dest, in_place, options, wanted["names"], yes=yes, as_json=as_json)
 
@@ -169,20 +175,6 @@ def _seeded(bundle: Bundle, files: Sequence[Path]) -> Iterator[None]:
             "came from --seed, the rest from the bundle",
             err=True,
         )
-
-
-def _say_how(bundle: Bundle, outputs: Sequence[Output], options: Options) -> None:
-    from rehydrator.bundle.making import segments_of
-    from rehydrator.codecs import sha256
-
-    click.echo(
-        f"{options.workers} threads, {human(options.memory)} of memory; SHA-256 by {sha256.library()}",
-        err=True,
-    )
-    for output in outputs:
-        parts = len(segments_of(bundle, output.form))
-        how = f"in {parts} parts, side by side" if parts > 1 else "in sequence"
-        click.echo(f"{printable(output.form.name)}: hashed {how}", err=True)
 
 
 def without_signatures(outputs: list[Output], names: Sequence[str]) -> list[Output]:
@@ -269,16 +261,18 @@ def _in_place(
     _announce(bundle, outputs, options.jobs)
     started, progress = time.monotonic(), Progress(output.form.name, output.form.size)
     try:
-        right = update(bundle, output, old, directory, options, progress.advance)
+        done = update(bundle, output, old, directory, options, progress.advance)
     finally:
         progress.clear()
     seconds = round(time.monotonic() - started, 3)
-    outcome = _outcome(output, "updated") | {"right_before": right, "seconds": seconds}
+    outcome = _outcome(output, done.status) | {"right_before": done.right, "seconds": seconds}
     if as_json:
         click.echo(json.dumps([outcome], indent=2))
-    else:
-        before = f"{human(right)} of {human(output.form.size)} were right already"
-        click.echo(f"{printable(output.form.name)}: updated, sha256 verified; {before}", err=True)
+        return 0
+    after = f"{human(done.right)} of {human(output.form.size)} were right already"
+    if done.status == "present":
+        after = f"{printable(str(old))} stays as it is"
+    click.echo(f"{printable(output.form.name)}: {done.status}, sha256 verified; {after}", err=True)
     return 0
 
 

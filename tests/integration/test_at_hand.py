@@ -119,10 +119,11 @@ def test_an_older_image(user: User, world: World, out: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", OPEN)
 def test_another_format(user: User, world: World, out: Path, name: str) -> None:
-    """Whatever the old file is, it becomes the image: nothing about it needs to be like it."""
+    """Whatever the old file is, it becomes the image if that is wanted: nothing about it needs to be
+    like it."""
     old = out / "old"
     shutil.copyfile(world.images["hyperv.vhdx" if name != "hyperv.vhdx" else "box.tar"], old)
-    user.run(*in_place(old, world, "--file", name))
+    user.run(*in_place(old, world, "--file", name, "--overwrite"))
     assert (names_in(out), sha256(out / name)) == ([name], world.digests[name])
 
 
@@ -135,7 +136,7 @@ def test_what_encoders_make(user: User, world: World, out: Path, form: str, wron
     data = bytearray(source.read_bytes())
     data[100] ^= wrong
     (out / "old").write_bytes(data)
-    ask = in_place("out/old", world, "--file", name, "--form", form, "--json")
+    ask = in_place("out/old", world, "--file", name, "--form", form, "--json", "--overwrite")
     [outcome] = json.loads(user.run(*ask).out)
     assert (out / name).read_bytes() == source.read_bytes()
     if form == "published":
@@ -147,7 +148,7 @@ def test_a_tar_gz(user: User, world: World, out: Path) -> None:
     data = world.images["gce.tar.gz"].read_bytes()
     for old, right in ((data[:-9], 0), (data + b"more", len(data))):
         (out / "gce.tar.gz").write_bytes(old)
-        ask = in_place("out/gce.tar.gz", world, "--disk", "gce", "--json")
+        ask = in_place("out/gce.tar.gz", world, "--disk", "gce", "--json", "--overwrite")
         [outcome] = json.loads(user.run(*ask).out)
         assert outcome["right_before"] == right
         assert (names_in(out), (out / "gce.tar.gz").read_bytes()) == (["gce.tar.gz"], data)
@@ -161,7 +162,8 @@ def test_a_file_system_without_holes(user: User, world: World, out: Path) -> Non
         f'"$@" && ls out && echo "{digest}  out/metal.raw" | sha256sum -c --quiet'
     )
     wrapper = ["unshare", "-m", "sh", "-c", script, "sh"]
-    ran = user.run(*in_place("out/old", world, "--file", "metal.raw", "--sparse"), wrapper=wrapper)
+    ask = in_place("out/old", world, "--file", "metal.raw", "--sparse", "--overwrite")
+    ran = user.run(*ask, wrapper=wrapper)
     assert ran.out == b"metal.raw\n"
 
 
@@ -232,11 +234,12 @@ def test_read_only(user: User, world: World, out: Path) -> None:
     old = out / "old.raw"
     old.write_bytes(b"x")
     old.chmod(0o444)
-    ask = in_place("out/old.raw", world, "--file", "metal.raw")
-    assert user.run(*ask, code=1, wrapper=nobody).err == "rehydrator: out/old.raw: Permission denied\n"
+    ask = in_place("out/old.raw", world, "--file", "metal.raw", "--overwrite")
+    said = "rehydrator: out/old.raw: Permission denied"
+    assert user.run(*ask, code=1, wrapper=nobody).err == f"{said}\n"
     old.chmod(0o666)
     out.chmod(0o755)
-    assert user.run(*ask, code=1, wrapper=nobody).err == "rehydrator: out/old.raw: Permission denied\n"
+    assert user.run(*ask, code=1, wrapper=nobody).err == f"{said}; out/old.raw is as it was\n"
     assert (names_in(out), old.read_bytes()) == (["old.raw"], b"x")
 
 
@@ -262,15 +265,42 @@ def test_a_machine_runs_from_it(user: User, world: World, out: Path) -> None:
 
 def test_in_the_way(user: User, world: World, out: Path) -> None:
     """Another file keeps its name; with --overwrite it does not."""
-    old = older(world.images["azure.vhd"], user.home / "old.vhd")
     for name in ("azure.vhd", "azure.vhd.bad"):
+        old = older(world.images["azure.vhd"], user.home / "old.vhd")
         (out / name).write_bytes(b"mine")
         ran = user.run(*in_place(old, world, "--file", "azure.vhd"), code=2)
         assert ran.err == f"rehydrator: out/{name} exists and is another file; --overwrite replaces it\n"
         assert (out / name).read_bytes() == b"mine"
         user.run(*in_place(old, world, "--file", "azure.vhd", "--overwrite"))
         assert (names_in(out), sha256(out / "azure.vhd")) == (["azure.vhd"], world.digests["azure.vhd"])
-        (out / "azure.vhd").rename(old)
+        (out / "azure.vhd").unlink()
+
+
+@pytest.mark.parametrize("form", ["image", "published"])
+def test_a_mistyped_name(user: User, world: World, out: Path, form: str) -> None:
+    """A file that has nothing of the image stays what it is, whatever is asked for: somebody's thesis,
+    and a good image of another form."""
+    thesis = random.Random(3).randbytes(3 * MIB)
+    for data in (thesis, world.images["packet.raw"].read_bytes()):
+        (out / "thesis.pdf").write_bytes(data)
+        name = "packet.raw.xz" if form == "published" else "qemu.qcow2"
+        ask = in_place("out/thesis.pdf", world, "--file", name, *(["--form", form] * (form == "published")))
+        ran = user.run(*ask, code=2)
+        assert ran.err == (
+            f"rehydrator: nothing in out/thesis.pdf is of {name}; rehydrate into a directory, "
+            "or say --overwrite\n"
+        )
+        assert (names_in(out), (out / "thesis.pdf").read_bytes()) == (["thesis.pdf"], data)
+
+
+def test_the_new_image_is_there(user: User, world: World, out: Path) -> None:
+    """As without --in-place it is "present", and the old file stays as it is."""
+    old = older(world.images["metal.raw"], out / "old.raw")
+    shutil.copyfile(world.images["metal.raw"], out / "metal.raw")
+    before = sha256(old)
+    ran = user.run(*in_place("out/old.raw", world, "--file", "metal.raw"))
+    assert ran.err == "metal.raw: present, sha256 verified; out/old.raw stays as it is\n"
+    assert (names_in(out), sha256(old)) == (["metal.raw", "old.raw"], before)
 
 
 # --- in place, broken off

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rehydrator.bundle import in_place, rehydrate
-from rehydrator.bundle.in_place import update
+from rehydrator.bundle.in_place import Update, update
 from rehydrator.bundle.rehydrate import Options
 from rehydrator.core.errors import DigestMismatch, Interrupted, LimitExceeded, RehydratorError, UsageError
 from rehydrator.core.ops import Copy, Op, zeros
@@ -79,8 +79,13 @@ class World:
 
     def update(self, old: Path, **options: object) -> int:
         """The bytes that were right."""
-        made = Options(jobs=3, **options)  # type: ignore[arg-type]
-        return update(self.bundle, self.bundle.images[0], old, self.directory, made, lambda _: None)
+        made = Options(**{"jobs": 3, **options})  # type: ignore[arg-type]
+        return self.run(old, made).right
+
+    def run(self, old: Path, options: Options, *, dry_run: bool = False) -> Update:
+        """What came of it."""
+        output = self.bundle.images[0]
+        return update(self.bundle, output, old, self.directory, options, lambda _: None, dry_run=dry_run)
 
     def read(self) -> int:
         """Bytes that were read from the bundle."""
@@ -144,7 +149,7 @@ def test_any_size(world: World, old: bytes, right: int) -> None:
     """A larger file loses its end, a smaller one is zeros behind it; there is one file at the end, with mode
     and time as recorded, and what is printed as right was right."""
     assert right_of(old) == right
-    assert world.update(world.old(old)) == right
+    assert world.update(world.old(old), overwrite=True) == right
     assert names_in(world.directory) == ["new.raw"]
     assert world.target.read_bytes() == NEW
     status = world.target.stat()
@@ -183,10 +188,11 @@ def test_any_old_file(
     for at in data.draw(st.lists(st.integers(0, len(NEW) - 1), max_size=5)):
         old[at : at + data.draw(st.integers(1, PART))] = data.draw(st.binary(max_size=9))
     made = bytes(old[: data.draw(st.integers(0, len(old)))])
-    options = Options(jobs=jobs, sparse=sparse)
+    options = Options(jobs=jobs, sparse=sparse, overwrite=True)
     path, steps = world.old(made), list[int]()
     output = world.bundle.images[0]
-    assert update(world.bundle, output, path, world.directory, options, steps.append) == right_of(made)
+    done = update(world.bundle, output, path, world.directory, options, steps.append)
+    assert done == ("updated", right_of(made))
     assert world.target.read_bytes() == NEW
     assert sum(steps) == len(NEW)
 
@@ -196,7 +202,7 @@ def test_without_chaining_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """A file that can be checked as a whole only is right or wrong as a whole."""
     monkeypatch.setattr(rehydrate, "_SMALL", small)
     world = world_of(tmp_path, ())
-    assert world.update(world.old(with_byte(NEW, 7))) == 0
+    assert world.update(world.old(with_byte(NEW, 7)), overwrite=True) == 0
     assert world.target.read_bytes() == NEW
     spent = world.read()
     assert world.update(world.target) == len(NEW)
@@ -204,10 +210,11 @@ def test_without_chaining_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_image_of_no_bytes(tmp_path: Path) -> None:
-    """Nothing becomes of anything."""
+    """Nothing becomes of anything, where that is wanted."""
     bundle = MemoryBundle([], [Image("new.raw", [], b"")])
     world = World(tmp_path, Watched(b""), bundle)
-    assert world.update(world.old(b"something")) == 0
+    refused(world, world.old(b"something"), "is of new.raw")
+    assert world.update(world.old(b"something"), overwrite=True) == 0
     assert world.target.read_bytes() == b""
 
 
@@ -221,7 +228,7 @@ def on_disk(path: Path) -> int:
 
 def test_zeros_become_holes(world: World) -> None:
     """Where the old file had something else."""
-    world.update(world.old(b"x" * len(NEW)))
+    world.update(world.old(b"x" * len(NEW)), overwrite=True)
     assert on_disk(world.target) <= 3 * PART + 8192
 
 
@@ -232,7 +239,7 @@ def test_no_holes(world: World, old: bytes) -> None:
     if old == NEW:
         with path.open("r+b") as file:
             assert punch(file.fileno(), 2 * PART, 2 * PART)
-    world.update(path, sparse=False)
+    world.update(path, sparse=False, overwrite=True)
     assert world.target.read_bytes() == NEW
     assert on_disk(world.target) >= len(NEW)
 
@@ -240,7 +247,7 @@ def test_no_holes(world: World, old: bytes) -> None:
 def test_a_file_system_without_holes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros are written where holes cannot be made."""
     monkeypatch.setattr(in_place, "punch", lambda *_: False)
-    world.update(world.old(b"x" * len(NEW)))
+    world.update(world.old(b"x" * len(NEW)), overwrite=True)
     assert world.target.read_bytes() == NEW
     assert sum(length for _, length in world.written) == len(NEW)
 
@@ -319,7 +326,7 @@ def test_another_file_in_the_way(world: World, name: str) -> None:
 def test_a_dangling_link_in_the_way(world: World, name: str) -> None:
     """It is another file, too, and what it points to is not made."""
     (world.directory / name).symlink_to(world.directory / "nowhere")
-    old = world.old(NEW)
+    old = world.old(with_byte(NEW, 0))
     refused(world, old, "exists and is another file")
     world.update(old, overwrite=True)
     assert names_in(world.directory) == ["new.raw"]
@@ -339,6 +346,18 @@ def test_a_directory_in_the_way(world: World, name: str, overwrite: bool) -> Non
     """No directory is ever replaced; it is said before anything is done."""
     (world.directory / name).mkdir()
     refused(world, world.old(b"x"), "is a directory; move it away", overwrite=overwrite)
+
+
+@pytest.mark.parametrize("name", ["new.raw", "new.raw.bad"])
+def test_the_target_itself_by_another_path(world: World, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Nor does it matter how it is spelt, and whether anything has to change."""
+    monkeypatch.chdir(world.directory)
+    for data in (NEW, with_byte(NEW, 0)):
+        world.target.unlink(missing_ok=True)
+        world.old(data, name)
+        world.update(Path(name))
+        assert names_in(world.directory) == ["new.raw"]
+        assert world.target.read_bytes() == NEW
 
 
 @pytest.mark.parametrize("name", ["new.raw", "new.raw.bad"])
@@ -372,7 +391,7 @@ def test_in_use(world: World, how: str) -> None:
         refused(world, old, "another program uses it")
     finally:
         holder.communicate(timeout=30)
-    world.update(old)
+    world.update(old, overwrite=True)
     assert world.target.read_bytes() == NEW
 
 
@@ -406,7 +425,7 @@ def test_the_bundle_fails(
     old = world.old(b"x" * len(NEW))
     fail_at(world, 100 + PART + 5, error)
     with pytest.raises(kind) as raised:
-        world.update(old)
+        world.update(old, overwrite=True, jobs=1)
     said = str(raised.value)
     assert words in said
     assert said.endswith(f"{world.bad} is neither the old image nor the new one: give it to --in-place again")
@@ -453,8 +472,8 @@ def test_it_cannot_lose_its_name(world: World, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Path, "replace", replace)
     old = world.old(b"x" * len(NEW))
     with pytest.raises(RehydratorError) as raised:
-        world.update(old)
-    assert str(raised.value) == f"{old}: Permission denied"
+        world.update(old, overwrite=True)
+    assert str(raised.value) == f"{old}: Permission denied; {old} is as it was"
     assert old.read_bytes() == b"x" * len(NEW)
 
 
@@ -474,13 +493,114 @@ def test_another_file_appears(world: World) -> None:
     assert world.target.read_bytes() == NEW
 
 
-def test_its_name_is_bad_before_a_byte_changes(world: World) -> None:
-    """Whoever looks at any moment sees the old file whole under its old name, or none."""
-    old = world.old(b"x" * len(NEW))
-    seen: list[list[str]] = []
-    world.source.before = lambda _, __: seen.append(names_in(world.directory))
-    world.update(old)
-    assert {tuple(names) for names in seen} == {("new.raw.bad",)}
+@pytest.mark.parametrize("old", [with_byte(NEW, 1), with_byte(NEW, 3 * PART), NEW[:-9], NEW + b"more"])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_its_name_is_bad_when_a_byte_changes(
+    world: World, monkeypatch: pytest.MonkeyPatch, old: bytes, sparse: bool
+) -> None:
+    """Whoever looks at any moment sees the old file whole under its old name, or none; and it keeps that
+    until it is known what has to change."""
+    path, seen = world.old(old), list[tuple[str, list[str]]]()
+
+    def watch(place: object, name: str) -> None:
+        real = getattr(place, name)
+
+        def watched(*arguments: object) -> object:
+            seen.append((name, names_in(world.directory)))
+            return real(*arguments)
+
+        monkeypatch.setattr(place, name, watched)
+
+    for name in ("pread", "pwritev", "ftruncate", "posix_fallocate"):
+        watch(os, name)
+    watch(in_place, "punch")
+    world.update(path, sparse=sparse)
+    assert {tuple(names) for name, names in seen if name == "pread"} == {("old.raw",)}
+    assert {tuple(names) for name, names in seen if name != "pread"} == {("new.raw.bad",)}
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_it_fails_before_a_byte_changes(world: World, jobs: int) -> None:
+    """The file is as it was, and is not called bad."""
+    data = with_byte(NEW, 1)
+    old = world.old(data)
+    fail_at(world, 100, DigestMismatch("packs/0.pack: frame at 0 is damaged"))
+    with pytest.raises(DigestMismatch) as raised:
+        world.update(old, jobs=jobs)
+    assert str(raised.value) == f"packs/0.pack: frame at 0 is damaged; {old} is as it was"
+    assert (names_in(world.directory), old.read_bytes()) == (["old.raw"], data)
+
+
+# --- what is not of the image
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        random.Random(8).randbytes(2 * PART),
+        random.Random(8).randbytes(9 * PART),
+        bytes(len(NEW) - 1) + b"x",
+        b"\0",
+        bytes(PART) + NEW,
+    ],
+    ids=["shorter", "longer", "zeros, but for the end", "a zero", "all of it, elsewhere"],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_nothing_is_right(world: World, data: bytes, dry_run: bool) -> None:
+    """A file that was named by mistake stays as it is; zeros, which any file may have, are no reason."""
+    old = world.old(data, "thesis.pdf")
+    words = f"nothing in {old} is of new.raw; rehydrate into a directory, or say --overwrite"
+    before = old.stat()
+    with pytest.raises(UsageError) as raised:
+        world.run(old, Options(jobs=2), dry_run=dry_run)
+    assert str(raised.value) == words
+    assert old.read_bytes() == data
+    assert (old.stat().st_ino, old.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert names_in(world.directory) == ["thesis.pdf"]
+
+
+def test_nothing_is_right_and_that_is_known(world: World) -> None:
+    """--overwrite agrees; a file that an earlier run left needs no more than its name; and where there is
+    nothing to lose, nobody objects."""
+    data = random.Random(8).randbytes(len(NEW))
+    assert world.update(world.old(data), overwrite=True) == 0
+    world.target.unlink()
+    assert world.update(world.old(data, "new.raw.bad")) == 0
+    world.target.unlink()
+    assert world.update(world.old(b"")) == 2 * PART
+    assert world.target.read_bytes() == NEW
+
+
+# --- what is there already
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_new_file_is_there(world: World, overwrite: bool) -> None:
+    """It is said so, and the old one stays as it is."""
+    old = world.old(with_byte(NEW, 5))
+    world.target.write_bytes(NEW)
+    before = old.stat(), world.target.stat()
+    assert world.run(old, Options(overwrite=overwrite)) == ("present", 0)
+    assert [each.st_mtime_ns for each in before] == [old.stat().st_mtime_ns, world.target.stat().st_mtime_ns]
+    assert old.read_bytes() == with_byte(NEW, 5)
+
+
+@pytest.mark.parametrize("there", [NEW[:-1], NEW + b"x", with_byte(NEW, 0)])
+def test_another_file_is_there(world: World, there: bytes) -> None:
+    """What is not that file is in the way."""
+    old = world.old(NEW)
+    world.target.write_bytes(there)
+    refused(world, old, "exists and is another file")
+
+
+def test_a_dry_run(world: World) -> None:
+    """It says what a run would, and changes nothing."""
+    old = world.old(with_byte(NEW, 5))
+    before = old.stat()
+    assert world.run(old, Options(), dry_run=True) == ("updated", len(NEW) - PART)
+    assert (names_in(world.directory), old.read_bytes()) == (["old.raw"], with_byte(NEW, 5))
+    assert old.stat().st_mtime_ns == before.st_mtime_ns
+    assert (world.source.spans, world.written) == ([], [])
 
 
 def test_wrong_chaining_values(tmp_path: Path) -> None:
