@@ -29,7 +29,7 @@ from rehydrator.cli.common import (
     tmpdir_option,
     verbose_option,
 )
-from rehydrator.cli.rehydrate_checks import check_place
+from rehydrator.cli.rehydrate_checks import check_no_disk, check_place
 from rehydrator.core.errors import DigestMismatch, RehydratorError, UsageError, worst_exit_code
 
 if TYPE_CHECKING:
@@ -258,6 +258,7 @@ def _in_place(
     [output] = outputs
     if not old.exists():
         raise UsageError(f"--in-place {old}: no such file")
+    check_no_disk(old)
     _announce(bundle, outputs, options.jobs)
     started, progress = time.monotonic(), Progress(output.form.name, output.form.size)
     try:

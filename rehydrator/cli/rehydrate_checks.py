@@ -54,3 +54,19 @@ def _check_missing(dest: str, path: Path, *, yes: bool) -> None:
             f"{dest}: DEST is the directory that files go into, under the names that list shows; "
             "name that, or write one file to standard output (- as DEST)"
         )
+
+
+def check_no_disk(old: Path) -> None:
+    """Refuse to change a file that is a disk of this machine at the moment: nothing locks it.
+
+    Raises:
+        UsageError: loop devices stand on it.
+    """
+    from rehydrator.host.block_inspection import loops_on
+
+    loops = [str(loop) for loop in loops_on(old.stat())]
+    if loops:
+        raise UsageError(
+            f"--in-place {old}: {', '.join(loops)} {'stands' if len(loops) == 1 else 'stand'} on it; "
+            f"losetup -d {' '.join(loops)} first"
+        )

@@ -1,15 +1,18 @@
 """What a block device is, as the kernel tells it, and why it must not be written to.
 
 Everything is read from sysfs and procfs (kernel Documentation/ABI/stable/sysfs-block and
-filesystems/proc.rst); nothing is opened. What other mount namespaces use is seen only when the
-device is opened exclusively (block_device.open_for_writing).
+filesystems/proc.rst); nothing is opened but loop devices, to be asked for their files. What other
+mount namespaces use is seen only when the device is opened exclusively
+(block_device.open_for_writing).
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import stat
+import struct
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,6 +270,47 @@ def _loops(sysfs: Path) -> Iterator[tuple[str, Path]]:
             number = _block_number(_text(sysfs / "block" / name / "loop" / "backing_file"))
             if number:
                 yield number, sysfs / "block" / name
+
+
+# Linux, include/uapi/linux/loop.h: LOOP_GET_STATUS64, and struct loop_info64, whose first two
+# numbers are the file's device and inode.
+_LOOP_STATUS: Final = 0x4C05
+_LOOP_INFO: Final = 232
+
+
+def loops_on(status: os.stat_result, sysfs: Path = Path("/sys"), devices: Path = Path("/dev")) -> list[Path]:
+    """The loop devices that stand on a file, by what the kernel says of each: the name of its file,
+    which may be that of another mount namespace, and its number, which some file systems (btrfs,
+    overlayfs) show otherwise than stat() does."""
+    file = (status.st_dev, status.st_ino)
+    names = sorted(name for name in _entries(sysfs / "block") if name.startswith("loop"))
+    return [devices / name for name in names if file in _files_below(sysfs / "block" / name, devices / name)]
+
+
+def _files_below(folder: Path, node: Path) -> Iterator[tuple[int, int]]:
+    """Device and inode of the file that a loop device stands on, in two ways."""
+    named = _text(folder / "loop" / "backing_file")
+    if not named:
+        return
+    with suppress(OSError, ValueError):
+        status = Path(named).stat()
+        yield status.st_dev, status.st_ino
+    info = _loop_info(node)
+    if info:
+        yield struct.unpack_from("=QQ", info)
+
+
+def _loop_info(node: Path) -> bytes:
+    """What LOOP_GET_STATUS64 says; nothing where the device cannot be opened."""
+    info = bytearray(_LOOP_INFO)
+    with suppress(OSError):
+        descriptor = os.open(node, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            fcntl.ioctl(descriptor, _LOOP_STATUS, info)
+            return bytes(info)
+        finally:
+            os.close(descriptor)
+    return b""
 
 
 def _block_number(name: str) -> str:

@@ -19,6 +19,7 @@ import pytest
 from rehydrator.core.errors import LimitExceeded, RehydratorError, UsageError
 from rehydrator.engine import Zeros
 from rehydrator.host.block_device import check, confirmation, inspect, misfit, open_for_writing
+from rehydrator.host.block_inspection import loops_on
 from tests.conftest import NAME
 from tests.guest_disks import run
 
@@ -446,6 +447,48 @@ def test_who_is_stopped_leaves_no_system(loops: Loops, number: int) -> None:
     assert file.read_bytes() == bytes(MIB) + b"x" * 5 * MIB + bytes(2 * MIB)
     with open_for_writing(inspect(node), 512):
         pass
+
+
+# --- files below loop devices
+
+
+def test_loops_on_a_file(loops: Loops, tmp_path: Path) -> None:
+    """The loop devices that stand on a file are found by any name of it, and no others."""
+    node, file = loops.disk(MIB)
+    other, second = loops.disk(MIB, name="second")
+    third = loops.attach(file)
+    (tmp_path / "link").symlink_to(file)
+    assert loops_on(file.stat()) == loops_on((tmp_path / "link").stat()) == sorted([node, third])
+    file.rename(tmp_path / "renamed")
+    assert loops_on((tmp_path / "renamed").stat()) == sorted([node, third])
+    assert loops_on(second.stat()) == [other]
+    (tmp_path / "free").write_bytes(b"x")
+    assert loops_on((tmp_path / "free").stat()) == []
+
+
+@pytest.mark.parametrize("how", ["by its name", "by its number"])
+def test_loops_on_a_file_in_one_way(loops: Loops, tmp_path: Path, how: str) -> None:
+    """Either will do: the nodes may be missing (a container), and the name may be of another place."""
+    node, file = loops.disk(MIB)
+    sysfs = tmp_path / "sys" / "block" / node.name / "loop"
+    sysfs.mkdir(parents=True)
+    (sysfs / "backing_file").write_text(f"{file if how == 'by its name' else '/elsewhere/disk'}\n")
+    devices = tmp_path if how == "by its name" else Path("/dev")
+    assert loops_on(file.stat(), tmp_path / "sys", devices) == [devices / node.name]
+
+
+def test_a_file_below_a_loop_device_in_place(user: User, made: Made, loops: Loops) -> None:
+    """It is a disk of this machine, and is not changed below it."""
+    name = NAME.format("metal", "raw")
+    (out := user.home / "out").mkdir()
+    old = out / "old.raw"
+    old.write_bytes(made.images[name].read_bytes()[:-1] + b"x")
+    node, before = loops.attach(old), hashlib.sha256(old.read_bytes()).hexdigest()
+    ask = ["rehydrate", "out", "--file", name, "--in-place", "out/old.raw", "--bundle", made.reference]
+    ran = user.run(*ask, code=2)
+    assert ran.err == f"rehydrator: --in-place out/old.raw: {node} stands on it; losetup -d {node} first\n"
+    assert hashlib.sha256(old.read_bytes()).hexdigest() == before
+    run("losetup", "-d", node)
 
 
 # --- as a user does it
