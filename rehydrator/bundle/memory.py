@@ -10,6 +10,9 @@ WORKER = 32 << 20
 _LEAST = 300 << 20
 _LEAST_CACHE = 32 << 20
 
+# What is taken however little was asked for: by one thread.
+FLOOR = BASE + WORKER + _LEAST_CACHE
+
 
 def default_memory(jobs: int) -> int:
     """Bytes that rehydrating may take, unless somebody says otherwise: 300 MiB are enough for four

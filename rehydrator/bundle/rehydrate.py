@@ -88,13 +88,23 @@ class Options:
         return output.sparse if self.sparse is None else self.sparse
 
 
-def check(bundle: Bundle, output: Output, jobs: int, progress: Callable[[int], object]) -> None:
-    """Make an output, and compare its digest.
+def check(
+    bundle: Bundle,
+    output: Output,
+    jobs: int,
+    progress: Callable[[int], object],
+    *,
+    others: int = 0,
+    memory: int = 0,
+) -> None:
+    """Make an output, and compare its digest. `others` are checked beside it, or will be. `memory`: see
+    Options.
 
     Raises:
         DigestMismatch: what is made is not what was published.
     """
-    make_ordered(bundle, making(bundle, output), lambda *_: None, jobs, progress, others=1)
+    each, others = making(bundle, output), max(others, 1)
+    make_ordered(bundle, each, lambda *_: None, jobs, progress, others=others, memory=memory)
 
 
 def check_side_by_side(
@@ -385,7 +395,15 @@ class PipeSink:
         """Write pieces, all of them."""
         run = [view for piece in pieces for view in views(piece)]
         while run:
-            run = _after(run, os.writev(self._descriptor, run[:_MAX_IOV]))
+            run = _after(run, self._put(run[:_MAX_IOV]))
+
+    def _put(self, run: list[memoryview]) -> int:
+        try:
+            return os.writev(self._descriptor, run)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _explain_pipe_error(error) from error
 
 
 def to_pipe(
@@ -426,6 +444,14 @@ def explain_os_error(error: OSError, target: Path) -> RehydratorError:
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return LimitExceeded(f"writing {target}: {error.strerror}; free some space, or choose another DEST")
     return RehydratorError(f"{error.filename or target}: {error.strerror}")
+
+
+def _explain_pipe_error(error: OSError) -> RehydratorError:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return LimitExceeded(
+            f"standard output: {error.strerror}; free some space where it goes, or redirect it elsewhere"
+        )
+    return RehydratorError(f"standard output: {error.strerror}")
 
 
 def _tar_header(output: Output) -> bytes:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from rehydrator.cli import printable
 from rehydrator.core.errors import UsageError
@@ -23,7 +24,9 @@ from rehydrator.host import uninterrupted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from rehydrator.bundle.manifest import Output
     from rehydrator.bundle.reader import Bundle
+    from rehydrator.bundle.rehydrate import Options
     from rehydrator.engine import Known
     from rehydrator.oci.reference import Reference
     from rehydrator.store.files import Files
@@ -91,9 +94,54 @@ memory_option = click.option(
     "--memory",
     type=parse_size,
     metavar="SIZE",
-    help="Memory to use, such as 512m, outside of encoders of published forms. "
+    help="Memory to use, such as 512m, outside of encoders of published forms; one thread needs 128m. "
     "Default: 300m, and more from five threads on.",
 )
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Say how digests are checked.")
+
+
+def engine_options(jobs: int, memory: int | None, *, silent: bool = False, **more: Any) -> Options:
+    """How to make images, with --jobs and --memory; says it, unless `silent`, where the user's cannot
+    be. `more` are those of Options."""
+    from rehydrator.bundle.memory import FLOOR, default_memory
+    from rehydrator.bundle.rehydrate import Options
+
+    taken = default_memory(jobs) if memory is None else max(memory, FLOOR)
+    options = Options(jobs, memory=taken, **more)
+    named = click.get_current_context().get_parameter_source("jobs") is ParameterSource.COMMANDLINE
+    if memory is not None and memory < taken and not silent:
+        _say(f"--memory is {human(memory)}, and one thread needs {human(taken)}: so much is used")
+    if named and options.workers < jobs and not silent:
+        much = f"{human(taken)} of memory are enough for {_threads(options.workers)}"
+        _say(f"{much}, not for --jobs {jobs}; --memory gives more")
+    return options
+
+
+def say_how(bundle: Bundle, outputs: Sequence[Output], options: Options, *, in_order: bool = False) -> None:
+    """Say by how many threads, and how, the digests of some outputs are checked; `in_order`, as a pipe
+    takes them."""
+    from rehydrator.bundle.making import segments_of
+    from rehydrator.bundle.rehydrate import has_streams
+    from rehydrator.codecs import sha256
+
+    taken = f"{_threads(options.workers)}, {human(options.memory)} of memory"
+    click.echo(f"{taken}; SHA-256 by {sha256.library()}", err=True)
+    for output in outputs:
+        parts = len(segments_of(bundle, output.form))
+        how = f"in {parts} parts, side by side"
+        if in_order:
+            how = "in sequence, as a pipe takes it"
+        elif parts == 1 or has_streams(bundle, output):
+            how = "in sequence"
+        click.echo(f"{printable(output.form.name)}: hashed {how}", err=True)
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def _say(message: str) -> None:
+    click.echo(f"rehydrator: {message}", err=True)
 
 
 def host_arch() -> str:

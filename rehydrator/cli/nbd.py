@@ -16,6 +16,7 @@ import click
 from rehydrator.cli import printable
 from rehydrator.cli.common import (
     bundle_option,
+    engine_options,
     host_arch,
     jobs_option,
     json_option,
@@ -95,8 +96,6 @@ def command(
     what fails its check is an I/O error for the client, and is said here.
     """
     from rehydrator import host
-    from rehydrator.bundle.memory import default_memory
-    from rehydrator.bundle.rehydrate import Options
     from rehydrator.bundle.selection import select
     from rehydrator.serve.listening import Place, place_of
 
@@ -106,7 +105,7 @@ def command(
         raise UsageError("--socket and --listen are two places to serve at; give one")
     place = place_of(path, listen)
     host.one_arena()
-    options = Options(jobs, memory=memory or default_memory(jobs))
+    options = engine_options(jobs, memory)
     with _ended_by(signal.SIGTERM, usually=program is None), ExitStack() as stack:
         bundle = stack.enter_context(opened(bundle_reference, reference, key, tmpdir, options.memory))
         outputs = select(bundle.manifest.artifacts(), **wanted, host_arch=host_arch, form=form or "")

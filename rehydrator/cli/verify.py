@@ -14,14 +14,18 @@ from rehydrator.cli import printable
 from rehydrator.cli.common import (
     Progress,
     bundle_option,
+    engine_options,
     jobs_option,
     json_option,
     key_option,
+    memory_option,
     reference_argument,
     reference_of,
+    say_how,
     scratch,
     tmpdir_option,
     trusted,
+    verbose_option,
 )
 from rehydrator.core.errors import HostileInput, RehydratorError, worst_exit_code
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
     from rehydrator.bundle.manifest import Output
     from rehydrator.bundle.reader import Bundle
+    from rehydrator.bundle.rehydrate import Options
 
 
 @click.command("verify", short_help="Check digests and signature.")
@@ -47,6 +52,8 @@ if TYPE_CHECKING:
 @click.option("--staged", type=click.Path(exists=True, path_type=Path), hidden=True)
 @click.option("--proven", type=click.Path(exists=True, path_type=Path), hidden=True)
 @jobs_option
+@memory_option
+@verbose_option
 @json_option
 def command(
     reference: str | None,
@@ -58,6 +65,8 @@ def command(
     staged: Path | None,
     proven: Path | None,
     jobs: int,
+    memory: int | None,
+    verbose: bool,
     as_json: bool,
 ) -> int:
     """Check every digest of a bundle, and with --key its signature."""
@@ -66,6 +75,8 @@ def command(
     from rehydrator.oci.reference import open_bundle, open_staged, verify_blobs
 
     host.one_arena()
+    # The build's proof passes on what the build was told, or the machine has.
+    options = engine_options(jobs, memory, silent=staged is not None)
     findings = []
     if staged:
         opening = open_staged(staged, scratch(tmpdir))
@@ -74,10 +85,13 @@ def command(
         findings.append(_finding("image", lambda: verify_blobs(named, scratch(tmpdir))))
         opening = open_bundle(named, scratch(tmpdir))
     with opening as files:
-        bundle = trusted(files, key, scratch(tmpdir), Proven(proven) if proven else None)
+        known = Proven(proven) if proven else None
+        bundle = trusted(files, key, scratch(tmpdir), known, options.memory)
+        if verbose:
+            say_how(bundle, bundle.manifest.outputs() if every else [], options)
         findings += check_files(bundle, jobs)
         if every:
-            findings += check_artifacts(bundle, jobs)
+            findings += check_artifacts(bundle, options)
         if export:
             export_signed(bundle, export)
     code = worst_exit_code([finding["exit_code"] for finding in findings])
@@ -102,26 +116,28 @@ def check_files(bundle: Bundle, jobs: int) -> list[dict[str, Any]]:
     return _side_by_side(work, jobs)
 
 
-def check_artifacts(bundle: Bundle, jobs: int) -> list[dict[str, Any]]:
+def check_artifacts(bundle: Bundle, options: Options) -> list[dict[str, Any]]:
     """Everything that can be given back, regenerated and compared with its digest."""
-    from rehydrator.bundle.rehydrate import Options, check, check_side_by_side, has_streams
+    from rehydrator.bundle.rehydrate import check, check_side_by_side, has_streams
 
     outputs = bundle.manifest.outputs()
     progress = Progress("regenerating", sum(each.form.size for each in outputs))
     try:
         encoded = [each for each in outputs if has_streams(bundle, each)]
         rest = [each for each in outputs if each not in encoded]
-        wrong = check_side_by_side(bundle, rest, Options(jobs), progress.advance)
+        wrong = check_side_by_side(bundle, rest, options, progress.advance)
         found = [_found(each.form.name, error) for each, error in zip(rest, wrong, strict=True)]
         # Encoders take memory of their own: as many at once as there is room for.
+        at_once = _at_once(bundle, encoded, options.jobs)
+        checked = partial(check, bundle, jobs=1, others=at_once - 1, memory=options.memory)
         work = [
             (
                 each.form.name,
-                partial(check, bundle, each, 1, partial(progress.advance, detail=each.form.name)),
+                partial(checked, each, progress=partial(progress.advance, detail=each.form.name)),
             )
             for each in encoded
         ]
-        return found + _side_by_side(work, _at_once(bundle, encoded, jobs))
+        return found + _side_by_side(work, at_once)
     finally:
         progress.clear()
 

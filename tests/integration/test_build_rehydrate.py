@@ -245,6 +245,9 @@ def test_stdout_closed_full_or_left(user: User, made: Made) -> None:
         assert code == done.returncode, done.stderr
         assert b"Traceback" not in done.stderr
         assert done.stderr.startswith(b"rehydrator: ")
+        if code == 9:
+            assert done.stderr.startswith(b"rehydrator: standard output: No space left on device; free some")
+            assert b"--tmpdir" not in done.stderr
     assert leftovers(user.home) == []
 
 

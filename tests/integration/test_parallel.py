@@ -90,6 +90,50 @@ def test_how_it_is_hashed(user: User, large: Large, target: Path) -> None:
     ]
 
 
+def test_how_a_pipe_is_hashed(user: User, large: Large) -> None:
+    """What a pipe takes is made in order, and nothing else is said."""
+    ask = ["rehydrate", "-", "--file", "metal.raw", "-v", "--jobs", 1, "--bundle", large.reference]
+    said = user.run(*ask).err.splitlines()
+    assert said[0].startswith("1 thread, 300.0 MiB of memory; ")
+    assert said[1:] == ["metal.raw: hashed in sequence, as a pipe takes it"]
+
+
+def test_how_it_is_verified(user: User, large: Large) -> None:
+    """`verify --verbose` says the same as `rehydrate`, of every form; without --all nothing is made."""
+    said = user.run("verify", "--all", "-v", "--jobs", 2, "--memory", "256m", large.reference).err
+    lines = said.splitlines()
+    assert lines[0].startswith("2 threads, 256.0 MiB of memory; SHA-256 by OpenSSL 3.")
+    assert {"metal.raw: hashed in 3 parts, side by side", "packet.raw.xz: hashed in sequence"} <= {*lines}
+    assert {line.partition(": ")[0] for line in lines[1:]} >= large.digests.keys()
+    assert len(user.run("verify", "-v", large.reference).err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", ["rehydrate", "verify", "nbd"])
+def test_what_cannot_be_used_is_said(user: User, large: Large, target: Path, verb: str) -> None:
+    """Less memory than one thread needs, and more threads than memory is enough for, if they were
+    asked for; no other output differs."""
+    file = ["--file", "packet.raw.xz.sig"]
+    asks: dict[str, list[object]] = {
+        "rehydrate": [target, *file, "--bundle", large.reference],
+        "verify": [large.reference],
+        "nbd": [large.reference, "--file", "metal.raw", "--run", "true"],
+    }
+
+    def said(*options: object) -> list[str]:
+        lines = user.run(verb, *asks[verb], *options).err.splitlines()
+        return [line for line in lines if "memory" in line]
+
+    least = "rehydrator: --memory is 1 B, and one thread needs 128.0 MiB: so much is used"
+    assert said("--memory", "1", "--jobs", 1) == [least]
+    assert said("--memory", "0", "--jobs", 1) == [least.replace("1 B", "0 B")]
+    assert said("--memory", "300m", "--jobs", 64) == [
+        "rehydrator: 300.0 MiB of memory are enough for 4 threads, not for --jobs 64; --memory gives more"
+    ]
+    assert said("--memory", "128m") == said("--memory", "300m", "--jobs", 4) == said() == []
+    if verb != "nbd":
+        assert said("--memory", "1", "--jobs", 1, "-v")[1].startswith("1 thread, 128.0 MiB of memory; ")
+
+
 # --- interrupted
 
 
@@ -217,6 +261,12 @@ def test_memory(user: User, wide: Large, target: Path, memory: str, jobs: int, m
     found = {name: sha256(target / name) for name in (names_in(target) if dest is target else [])}
     assert found.items() <= wide.digests.items()
     assert len(found) == {"all": 2, "raw": 1, "qcow2": 1}.get(what, 0)
+
+
+@pytest.mark.parametrize(("memory", "most"), [("128m", 128), ("300m", 300)])
+def test_memory_of_a_verification(user: User, wide: Large, memory: str, most: int) -> None:
+    """It is bounded as rehydrating is."""
+    assert peak(user, "verify", "--all", wide.reference, "--memory", memory, "--jobs", 16) < most * MIB
 
 
 @pytest.mark.parametrize("size", ["", "x", "-5", "1.5g", "5t", "12 m", "m", "\u0663m", "0x10", "+1g", "1mm"])
