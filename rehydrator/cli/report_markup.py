@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 # A bar is so many hundredths of a per cent long, and a part of it gets at least so many that it
-# is seen.
+# is seen. Where across a bar a part is drawn, and how high, in per cent: all of it, and one that was
+# widened so.
 WHOLE = 10_000
 LEAST = 40
+FULL = (0, 100)
+WIDENED = (55, 45)
 
 
 class Markup(str):
@@ -49,12 +52,13 @@ def escaped(text: str) -> Markup:
 
 class Part(NamedTuple):
     """A part of a bar: its class, where it begins and how long it is, and what a pointer over it
-    shows."""
+    shows; `band` is where it begins across the bar, and how high it is."""
 
     kind: str
     at: int
     width: int
     text: str
+    band: tuple[int, int] = FULL
 
 
 def drawn(parts: Iterable[Part], label: str, kind: str = "bar") -> Markup:
@@ -65,11 +69,19 @@ def drawn(parts: Iterable[Part], label: str, kind: str = "bar") -> Markup:
 
 def _rect(part: Part, *inside: Markup) -> Markup:
     x, width = (f"{place / 100}%" for place in (part.at, part.width))
-    return element("rect", *inside, class_=part.kind, x=x, width=width, height="100%")
+    y, height = (f"{place}%" for place in part.band)
+    start = None if part.band == FULL else y
+    return element("rect", *inside, class_=part.kind, x=x, y=start, width=width, height=height)
+
+
+def is_widened(count: int, whole: int) -> bool:
+    """Whether a part is drawn wider than it is, because it would not be seen."""
+    return 0 < count * WHOLE < LEAST * whole
 
 
 def shares(counts: Mapping[str, int], meanings: Mapping[str, str]) -> Markup:
-    """A bar of the parts that there are, as wide as they are, but none invisible."""
+    """A bar of the parts that there are, as wide as they are, but none invisible: those that were
+    widened are lower."""
     whole = sum(counts.values())
     present = {name: count for name, count in counts.items() if count}
     widths = {name: max(count * WHOLE // whole, LEAST) for name, count in present.items()}
@@ -78,35 +90,40 @@ def shares(counts: Mapping[str, int], meanings: Mapping[str, str]) -> Markup:
     said = {name: f"{meanings[name]}: {percent(count, whole)}" for name, count in present.items()}
     parts, at = [], 0
     for name, width in widths.items():
-        parts.append(Part(name, at, width, f"{said[name]}, {digits(present[name])} bytes"))
+        band = WIDENED if is_widened(present[name], whole) else FULL
+        parts.append(Part(name, at, width, f"{said[name]}, {digits(present[name])} bytes", band))
         at += width
     return drawn(parts, "; ".join(said.values()) or "no bytes")
 
 
-def lengths(counts: Mapping[str, int], meanings: Mapping[str, str], most: int) -> Markup:
-    """A bar as long as the sum of its parts, where the longest one is `most`."""
-    parts, at = [], 0
-    for name, count in counts.items():
-        width = count * WHOLE // max(most, 1)
-        width = max(width, LEAST) if count and not at else width
-        parts.append(Part(name, at, width, f"{meanings[name]}: {digits(count)} bytes"))
-        at += width
-    return drawn(parts, "; ".join(part.text for part in parts))
-
-
-def legend(meanings: Mapping[str, str]) -> Markup:
-    """What the colours of bars mean."""
+def legend(meanings: Mapping[str, str], bands: Mapping[str, tuple[int, int]] | None = None) -> Markup:
+    """What the colours of bars mean; `bands` has those that are not as high as a bar."""
+    bands = bands or {}
+    swatches = {name: _rect(Part(name, 0, WHOLE, "", bands.get(name, FULL))) for name in meanings}
     return element(
         "ul",
         *(
-            element("li", element("svg", _rect(Part(name, 0, WHOLE, "")), aria_hidden="true"), text)
+            element("li", element("svg", swatches[name], aria_hidden="true"), text)
             for name, text in meanings.items()
         ),
         class_="legend",
     )
 
 
-def bars(heads: Sequence[str], rows: Iterable[Markup]) -> Markup:
+def chart(*inside: Markup) -> Markup:
+    """A legend and what it explains, on one page of a print where they fit."""
+    return element("div", *inside, class_="chart")
+
+
+def tick(text: str, place: int, line: int = 0) -> tuple[Markup, Markup]:
+    """A mark on an axis, and its text in that line below it."""
+    at = f"{place / 100}%"
+    anchor = "start" if place < LEAST else "end" if place > WHOLE - WHOLE // 12 else "middle"
+    mark = element("line", x1=at, x2=at, y1="0", y2="4" if not line else f"{line}.2rem")
+    return mark, element("text", text, x=at, y=f"{line + 1}.1rem", text_anchor=anchor)
+
+
+def bars(heads: Sequence[str], rows: Iterable[Markup], kind: str = "bars") -> Markup:
     """Rows of bars below their headings: name, bar, numbers."""
     name, bar, *numbers = heads
     head = element(
@@ -115,7 +132,7 @@ def bars(heads: Sequence[str], rows: Iterable[Markup]) -> Markup:
         element("span", bar, class_="head"),
         *(element("span", each, class_="number head") for each in numbers),
     )
-    return element("ul", head, *rows, class_="bars")
+    return element("ul", head, *rows, class_=kind)
 
 
 def row(name: str, bar: Markup, numbers: Mapping[str, str], kind: str = "name") -> Markup:
@@ -136,9 +153,9 @@ def section(name: str, heading: str, text: str, *inside: Markup) -> Markup:
     return element("section", element("h2", heading, id=name), element("p", text), *inside)
 
 
-def more(summary: str, inside: Markup) -> Markup:
+def more(summary: str, *inside: Markup) -> Markup:
     """What is shown when it is asked for."""
-    return element("details", element("summary", summary), inside)
+    return element("details", element("summary", summary), *inside)
 
 
 def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> Markup:
@@ -151,7 +168,7 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], wor
     body = [
         element(
             "tr",
-            element("th", cells[0], scope="row"),
+            element("th", cells[0], scope="row", class_=kind(0)),
             *(element("td", text, class_=kind(n)) for n, text in enumerate(cells[1:], 1)),
         )
         for cells in rows

@@ -7,6 +7,7 @@ import base64
 import hashlib
 from html import escape
 from importlib.resources import files
+from math import log2
 from string import Template
 from typing import TYPE_CHECKING, Any
 
@@ -15,28 +16,31 @@ from rehydrator.cli.report_map import maps
 from rehydrator.cli.report_markup import (
     LEAST,
     WHOLE,
+    WIDENED,
     Markup,
     Part,
     bars,
+    chart,
     counted,
     digits,
     drawn,
     element,
     escaped,
     facts,
+    is_widened,
     joined,
     legend,
-    lengths,
     more,
     percent,
     row,
     section,
     shares,
     table,
+    tick,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 MEANINGS = {
     "canonical": "of the canonical disk",
@@ -47,8 +51,14 @@ MEANINGS = {
     "tables": "computed tables",
     "zeros": "runs of zeros",
 }
-_PARTS = {"data": "data", "recipes": "recipes", "index": "index"}
+_LOW = "half as high: less than 0.4 %, drawn wider than it is"
 _TIMES = {"time": "image", "time2": "as published"}
+# Shorter ones are not told apart.
+_SHORTEST = 0.1
+
+# Marks of a logarithmic scale are so many powers of two apart.
+_STEP = 4
+
 _FORMS = {"image": "Image", "published": "As published", "signature": "Signature"}
 _LINKS = {
     "origins": "Where bytes come from",
@@ -92,21 +102,24 @@ def _body(found: dict[str, Any], title: str) -> Markup:
 
 def _about(found: dict[str, Any]) -> Markup:
     bundle = found["bundle"]
-    streams = ", ".join(each["stream"] for each in bundle["releases"]) or "none"
-    signed = ", ".join(bundle["signatures"]) or "nobody"
-    said = f"Where the bytes and seconds of this bundle go. Stream: {streams}. Signed by: {signed}. "
-    return element("p", said, "bundle.json: ", element("code", f"sha256:{bundle['sha256']}"))
+    named = [
+        ("Stream", ", ".join(each["stream"] for each in bundle["releases"]) or "none"),
+        ("Signed by", ", ".join(bundle["signatures"]) or "nobody"),
+        ("bundle.json", element("code", f"sha256:{bundle['sha256']}")),
+    ]
+    return joined([element("p", "Where the bytes and seconds of this bundle go."), facts(named)])
 
 
 def _tiles(totals: dict[str, int]) -> Markup:
-    images, stored = totals["images"], totals["stored"]
+    stored = max(totals["stored"], 1)
+    published, images = (f"1/{max(totals[key] // stored, 1)}" for key in ("published", "images"))
     tiles = [
         (counted(totals["files"], "file"), f"{human(totals['data'])} of data outside of zeros"),
         (human(totals["published"]), "as they are published"),
-        (human(images), "as images"),
-        (human(stored), f"stored, 1/{images // stored if stored else 0} of the images"),
-        (human(totals["added"]), "of that for one file each"),
-        (human(totals["shared"]), "for several: canonical disks and what they stand on"),
+        (human(totals["images"]), "as images"),
+        (human(totals["stored"]), f"stored: {published} of what is published, {images} of the images"),
+        (human(totals["shared"]), "of that is shared: canonical disks and what they stand on"),
+        (human(totals["added"]), "of that only one file needs"),
     ]
     shown = [element("li", element("strong", big), element("span", small)) for big, small in tiles]
     return element("ul", *shown, class_="tiles")
@@ -114,22 +127,34 @@ def _tiles(totals: dict[str, int]) -> Markup:
 
 def _origins(found: dict[str, Any]) -> Markup:
     """The bars of classes, and the same as a table."""
-    rows, cells = [], []
+    rows, cells, thinner = [], [], ""
     for name, counts, adds, kind in _rows(found):
         size = sum(counts.values())
         numbers = {"Size": human(size), "Adds": "" if adds is None else f"+{human(adds)}"}
         rows.append(row(name, shares(counts, MEANINGS), numbers, kind))
         cells.append([name, *(digits(counts[each]) for each in found["classes"]), digits(size)])
-    heads = ["File", *found["classes"], "Sum"]
+        if kind != "name":
+            thinner = " A second, thinner bar is the compressed file as it was published."
+    heads = ["File", *(MEANINGS[each].capitalize() for each in found["classes"]), "Sum"]
     return section(
         "origins",
         "Where the bytes of each file come from",
-        "Each bar is one file, whatever its size. A part that would be too thin to see is drawn wider; the "
-        "table has every byte. A second, thinner bar is the compressed file as it was published.",
-        legend(MEANINGS),
-        bars(["File", "Where its bytes come from", "Size", "Adds"], rows),
+        f"Each bar is one file, whatever its size.{thinner}",
+        chart(_legend_of(found), bars(["File", "Where its bytes come from", "Size", "Adds"], rows)),
         more("The same as a table, in bytes", table("Bytes by origin; rows add up.", heads, cells)),
     )
+
+
+def _legend_of(found: dict[str, Any]) -> Markup:
+    """The classes that there are, and what a low part is where there is one."""
+    present: set[str] = set()
+    low = False
+    for _, counts, *_ in _rows(found):
+        whole = sum(counts.values())
+        present |= {name for name, count in counts.items() if count}
+        low = low or any(is_widened(count, whole) for count in counts.values())
+    shown = {name: text for name, text in MEANINGS.items() if name in present}
+    return legend(shown | ({"low": _LOW} if low else {}), {"low": WIDENED})
 
 
 def _rows(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, int], int | None, str]]:
@@ -146,16 +171,12 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, int], int | No
 
 
 def _stored(found: dict[str, Any]) -> Markup:
-    """What is stored, the largest first."""
+    """What is stored: what files share in words, what each adds as bars, the largest first."""
     packs = sorted(found["packs"], key=lambda pack: -pack["size"])
-    most = max((pack["size"] for pack in packs), default=1)
-    rows, cells = [], []
+    cells = []
     for pack in packs:
-        name = _kept_for(pack["kept_for"], found)
-        bar = lengths({part: pack[part] for part in _PARTS}, _PARTS, most)
-        rows.append(row(name, bar, {"Stored": human(pack["size"]), "Plain": human(pack["plain"])}))
         sizes = [digits(pack[key]) for key in ("data", "recipes", "index", "size", "plain", "frames")]
-        cells.append([pack["file"], name, *sizes])
+        cells.append([pack["file"], _kept_for(pack["kept_for"], found), *sizes])
     for name, what, key in (
         ("streams/", "stream documents", "documents"),
         ("bundle.json", "the manifest", "manifest"),
@@ -168,10 +189,46 @@ def _stored(found: dict[str, Any]) -> Markup:
         "What is stored",
         "A file adds its packs to the bundle and nothing else. What several files stand on has packs of its "
         "own.",
-        legend(_PARTS),
-        bars(["Kept for", "Bytes stored, compared with the largest pack", "Stored", "Plain"], rows),
+        *(element("p", _shared(pack, found)) for pack in packs if pack["kept_for"]["kind"] != "file"),
+        *_added([pack for pack in packs if pack["kept_for"]["kind"] == "file"], found),
         more("The same as a table, in bytes", table("Packs and other files.", heads, cells, words=2)),
     )
+
+
+def _shared(pack: dict[str, Any], found: dict[str, Any]) -> Markup:
+    """One pack that several files stand on, in a sentence."""
+    share = percent(pack["size"], found["totals"]["stored"])
+    takes = (
+        f" takes {human(pack['size'])}, {share} of all that is stored, for {human(pack['plain'])} of data."
+    )
+    return joined([element("strong", _kept_for(pack["kept_for"], found)), takes])
+
+
+def _added(packs: Sequence[dict[str, Any]], found: dict[str, Any]) -> list[Markup]:
+    """Bars of what files add, on a logarithmic scale: most add some KiB, a few a thousand times that."""
+    if not packs:
+        return []
+    powers = [max(pack["size"], 1).bit_length() - 1 for pack in packs]
+    low, high = min(powers) // _STEP * _STEP, max(powers) // _STEP * _STEP + _STEP
+    rows = []
+    for pack in packs:
+        width = int((log2(max(pack["size"], 1)) - low) * WHOLE / (high - low))
+        text = f"{digits(pack['size'])} bytes"
+        bar = drawn([Part("data", 0, max(width, LEAST), text)], text)
+        numbers = {"Stored": human(pack["size"]), "Plain": human(pack["plain"])}
+        rows.append(row(_kept_for(pack["kept_for"], found), bar, numbers))
+    marks = range(low, high + 1, _STEP)
+    ticks = [mark for at in marks for mark in tick(human(2**at), (at - low) * WHOLE // (high - low))]
+    axis = element("svg", *ticks, class_="axis one", aria_hidden="true")
+    rows.append(element("li", element("span", class_="name"), axis))
+    return [
+        chart(
+            element(
+                "p", "What each file adds, on a logarithmic scale: ", f"a mark is {2**_STEP} times the last."
+            ),
+            bars(["Kept for", "Bytes stored", "Stored", "Plain"], rows),
+        )
+    ]
 
 
 def _kept_for(owner: dict[str, Any], found: dict[str, Any]) -> str:
@@ -192,22 +249,35 @@ def _seconds(found: dict[str, Any]) -> Markup:
     return section(
         "seconds",
         "About how long each takes",
-        f"Estimated for one file alone and {counted(found['threads'], 'thread')}, by the speeds of encoders "
-        "on the author's machine: they tell seconds from minutes, and no more. Memory is that of encoders, "
-        "beside the program's own.",
-        legend(_TIMES),
-        bars(
-            ["File", "Seconds, compared with the longest", "Time", "Memory"],
-            [_time(kind, form, longest) for kind, form in forms],
+        f"Estimated for one file alone and {counted(found['threads'], 'thread')}, by what data, zeros and "
+        "encoders take on the author's machine: they tell seconds from minutes, and no more. Memory is that "
+        "of encoders, beside the program's own.",
+        chart(
+            legend(
+                {each: text for each, text in _TIMES.items() if each in {_colour(kind) for kind, _ in forms}}
+            ),
+            bars(
+                ["File", "Seconds, compared with the longest", "Time", "Memory"],
+                [_time(kind, form, longest) for kind, form in forms],
+            ),
         ),
     )
 
 
+def _colour(kind: str) -> str:
+    return "time" if kind == "image" else "time2"
+
+
+def _about_seconds(seconds: float) -> str:
+    return f"about {seconds:.1f} s" if seconds >= _SHORTEST else f"less than {_SHORTEST} s"
+
+
 def _time(kind: str, form: dict[str, Any], longest: float) -> Markup:
-    time = f"{form['seconds']:.1f} s"
-    width = max(int(form["seconds"] * WHOLE / (longest or 1)), LEAST)
-    colour, style = ("time", "name") if kind == "image" else ("time2", "name beside")
-    bar = drawn([Part(colour, 0, width, f"about {time}")], f"about {time}")
+    seconds = form["seconds"]
+    time = f"{seconds:.1f} s" if seconds >= _SHORTEST else f"< {_SHORTEST} s"
+    width = max(int(seconds * WHOLE / (longest or 1)), LEAST)
+    style = "name" if kind == "image" else "name beside"
+    bar = drawn([Part(_colour(kind), 0, width, _about_seconds(seconds))], _about_seconds(seconds))
     memory = human(form["memory"]) if form["memory"] else ""
     return row(form["name"], bar, {"Time": time, "Memory": memory}, style)
 
@@ -267,7 +337,7 @@ def _about_form(form: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "SHA-256", element("code", form["sha256"])
     if form["available"]:
         memory = f", {human(form['memory'])} of memory for encoders" if form["memory"] else ""
-        yield "Takes", f"about {form['seconds']:.1f} s{memory}"
+        yield "Takes", f"{_about_seconds(form['seconds'])}{memory}"
     else:
         yield "Not given back", "no encoder gives its bytes; the bundle knows its digest"
     for each in form["encoders"]:

@@ -213,7 +213,7 @@ def test_hostile_texts(user: User, made: Made) -> None:
     assert page.attributes <= ATTRIBUTES
     shown, shown_text = (each.replace("\u202e", "\\u202e") for each in (name, text))
     assert f"n{shown} r{shown}" in page.text
-    assert f"Stream: s{shown}" in page.text
+    assert f"Streams{shown}" in page.text
     for number, each in enumerate(release["artifacts"]):
         for kind in each["forms"]:
             assert f"{kind[0]}{number}{shown}" in page.text
