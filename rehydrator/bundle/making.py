@@ -32,8 +32,12 @@ if TYPE_CHECKING:
 # Smaller pieces of zeros stay in the processor's cache while they are hashed.
 _ZEROS = memoryview(bytes(256 << 10))
 
-# Blocks that wait for their writer, and bytes in them.
+# Blocks that wait for their writer, zeros among them.
 _BLOCKS_AHEAD = 256
+
+# Threads that make an output in order, on however many cores: its bytes ahead, 48 MiB at most (see
+# Options.ahead), are 12 blocks with data, so more would find nothing to make. What is made side by side
+# has as many as it is given.
 _MAX_WORKERS = 48
 
 # How soon an interrupt is noticed at the latest: one that arrives just before the main thread
