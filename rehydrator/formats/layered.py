@@ -10,7 +10,7 @@ from bisect import bisect_right
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from rehydrator.core.errors import HostileInput, Unexplained
+from rehydrator.core.errors import HostileInput
 from rehydrator.core.ops import Copy, Rules, Stream, StreamRule
 from rehydrator.core.reader import WindowReader, check_span, data_spans
 from rehydrator.formats import initramfs
@@ -26,21 +26,23 @@ _STREAMS = frozenset({"gzip", "xz", "zstd", "bzip2"})
 
 
 def explain_initramfs(file: Reader, unpack: Unpack) -> Explanation:
-    """An initramfs over what its compressed archives hold.
+    """An initramfs over what its compressed archives hold; what comes behind the last of them that is
+    one is kept as it is, as the kernel does not look at it either.
 
     Raises:
         Unexplained: it is none, or none of its archives is compressed by a known encoder.
     """
     found: list[tuple[int, Unpacked]] = []
     require(bool(initramfs.recognise(file)), "no initramfs")
+    why = "no archive in it is compressed by an encoder that is known here"
     try:
         for segment in initramfs.segments(file):
             if segment.kind in _STREAMS:
                 unpacked = _unpacked(WindowReader(file, segment.offset, segment.length, "archive"), unpack)
                 found += [(segment.offset, unpacked)] if unpacked else []
     except HostileInput as error:
-        raise Unexplained(f"initramfs: {error}") from None
-    require(bool(found), "no archive in it is compressed by an encoder that is known here")
+        why = f"initramfs: {error}"
+    require(bool(found), why)
     return _explanation(file, found)
 
 

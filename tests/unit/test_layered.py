@@ -61,6 +61,15 @@ def test_archives_are_layers() -> None:
     assert Machine(spaces, found.rules).read(9, 0, len(whole)) == whole
 
 
+def test_what_comes_behind_is_kept() -> None:
+    """Bytes behind the last archive, which the kernel does not look at, stay as they are."""
+    plain = archive(9000)
+    packed = gzip.compress(plain, 9, mtime=1)
+    found = explain_initramfs(BytesReader(packed + bytes(512) + b"live 1.0.0\n"), unpack)
+    assert [layer.file.size for layer in found.layers] == [len(plain)]
+    assert found.ops[-1] == Copy(8 + 512 + 11, FILE, len(packed) - 8)
+
+
 def test_what_is_not_taken_apart() -> None:
     """No initramfs, and one whose archives no encoder gives, are declined, saying why."""
     for raw, said in (
