@@ -35,10 +35,10 @@ _ZEROS = memoryview(bytes(256 << 10))
 # Blocks that wait for their writer, zeros among them.
 _BLOCKS_AHEAD = 256
 
-# Threads that make an output in order, on however many cores: its bytes ahead, 48 MiB at most (see
-# Options.ahead), are 12 blocks with data, so more would find nothing to make. What is made side by side
-# has as many as it is given.
-_MAX_WORKERS = 48
+# Threads that make an output in order, on however many cores. Its bytes ahead, 48 MiB at most (see
+# Options.ahead), are 12 blocks with data; the others hash zeros, of several segments at once. What is
+# made side by side has as many threads as it is given.
+_MAX_WORKERS = 64
 
 # How soon an interrupt is noticed at the latest: one that arrives just before the main thread
 # sleeps wakes nobody.

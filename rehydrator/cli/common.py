@@ -118,8 +118,8 @@ def engine_options(jobs: int, memory: int | None, *, silent: bool = False, **mor
 
 
 def say_how(bundle: Bundle, outputs: Sequence[Output], options: Options, *, in_order: bool = False) -> None:
-    """Say by how many threads, and how, the digests of some outputs are checked; `in_order`, as a pipe
-    takes them."""
+    """Say by how many threads, and how, the digests of some outputs are checked. `in_order`: they are
+    made for a pipe."""
     from rehydrator.bundle.making import segments_of
     from rehydrator.bundle.rehydrate import has_streams
     from rehydrator.codecs import sha256
@@ -128,10 +128,8 @@ def say_how(bundle: Bundle, outputs: Sequence[Output], options: Options, *, in_o
     click.echo(f"{taken}; SHA-256 by {sha256.library()}", err=True)
     for output in outputs:
         parts = len(segments_of(bundle, output.form))
-        how = f"in {parts} parts, side by side"
-        if in_order:
-            how = "in sequence, as a pipe takes it"
-        elif parts == 1 or has_streams(bundle, output):
+        how = f"in {parts} parts, {'as they come, in order' if in_order else 'side by side'}"
+        if parts == 1 or has_streams(bundle, output):
             how = "in sequence"
         click.echo(f"{printable(output.form.name)}: hashed {how}", err=True)
 

@@ -91,11 +91,15 @@ def test_how_it_is_hashed(user: User, large: Large, target: Path) -> None:
 
 
 def test_how_a_pipe_is_hashed(user: User, large: Large) -> None:
-    """What a pipe takes is made in order, and nothing else is said."""
-    ask = ["rehydrate", "-", "--file", "metal.raw", "-v", "--jobs", 1, "--bundle", large.reference]
+    """What a pipe takes is made in order, and nothing else is said; so is what an encoder makes."""
+    ask = ["rehydrate", "-", "--file", "metal.raw", "--file", "packet.raw.xz", "-v", "--jobs", 1]
+    ask += ["--bundle", large.reference]
     said = user.run(*ask).err.splitlines()
     assert said[0].startswith("1 thread, 300.0 MiB of memory; ")
-    assert said[1:] == ["metal.raw: hashed in sequence, as a pipe takes it"]
+    assert said[1:] == [
+        "metal.raw: hashed in 3 parts, as they come, in order",
+        "packet.raw.xz: hashed in sequence",
+    ]
 
 
 def test_how_it_is_verified(user: User, large: Large) -> None:
