@@ -276,6 +276,26 @@ def test_in_the_way(user: User, world: World, out: Path) -> None:
         (out / "azure.vhd").unlink()
 
 
+def test_a_full_disk(user: User, world: World, out: Path) -> None:
+    """Room for what has to be added is looked for first: 9, and the old file is as it was."""
+    old = out / "old.raw"
+    shutil.copyfile(world.images["metal.raw"], old)
+    script = (
+        "cp --sparse=always out/old.raw new && mount -t tmpfs -o size=60m none out && "
+        'cp --sparse=always new out/old.raw && before="$(sha256sum out/old.raw)"; "$@"; code=$?; '
+        '[ "$(sha256sum out/old.raw)" = "$before" ] && ls out && exit $code'
+    )
+    wrapper = ["unshare", "-m", "sh", "-c", script, "sh"]
+    ask = in_place("out/old.raw", world, "--file", "metal.raw", "--no-sparse")
+    ran = user.run(*ask, wrapper=wrapper, code=9)
+    assert re.fullmatch(
+        r"rehydrator: --in-place out/old\.raw: metal\.raw needs \d+ bytes more than it has, "
+        r"and \d+ are free; free some space; out/old\.raw is as it was\n",
+        ran.err,
+    )
+    assert ran.out == b"old.raw\n"
+
+
 @pytest.mark.parametrize("form", ["image", "published"])
 def test_a_mistyped_name(user: User, world: World, out: Path, form: str) -> None:
     """A file that has nothing of the image stays what it is, whatever is asked for: somebody's thesis,

@@ -446,9 +446,51 @@ def test_no_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwritev", full)
-    with pytest.raises(LimitExceeded, match=r"new\.raw\.bad: No space left.*give it to --in-place again"):
+    with pytest.raises(
+        LimitExceeded,
+        match=r"new\.raw\.bad: No space left on device; free some space; .* give it to --in-place again",
+    ):
         world.update(world.old(b""))
     assert names_in(world.directory) == ["new.raw.bad"]
+
+
+def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """A file system with so many free bytes."""
+    real = os.fstatvfs
+
+    def fstatvfs(descriptor: int) -> os.statvfs_result:
+        fields = list(real(descriptor))
+        fields[0] = fields[1] = 1
+        fields[4] = free
+        return os.statvfs_result(fields)
+
+    monkeypatch.setattr(os, "fstatvfs", fstatvfs)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("size", [PART, len(NEW), len(NEW) + PART])
+def test_room_is_looked_for(
+    world: World, monkeypatch: pytest.MonkeyPatch, size: int, sparse: bool, dry_run: bool
+) -> None:
+    """Before a byte changes, and for what the file has not: it is not touched where that is not free."""
+    data = with_byte(NEW, 2 * PART - 1)[:size].ljust(size, b"x")
+    old = world.old(data)
+    new = world.bundle.images[0].form
+    at_most = len(NEW) - right_of(data) if sparse else len(NEW)
+    needed = max(min((new.data if sparse else new.size) - on_disk(old), at_most), 0)
+    options = Options(sparse=sparse)
+    if needed:
+        with_free(monkeypatch, needed - 1)
+        with pytest.raises(LimitExceeded) as raised:
+            world.run(old, options, dry_run=dry_run)
+        assert str(raised.value) == (
+            f"--in-place {old}: new.raw needs {needed} bytes more than it has, and {needed - 1} are free; "
+            f"free some space; {old} is as it was"
+        )
+        assert (names_in(world.directory), old.read_bytes()) == (["old.raw"], data)
+    with_free(monkeypatch, needed)
+    assert world.run(old, options, dry_run=dry_run).status == "updated"
 
 
 def test_no_room_for_all_of_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
