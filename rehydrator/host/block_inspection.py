@@ -145,7 +145,7 @@ def check(device: Device, size: int) -> None:
         raise UsageError(f"{device}: nothing was written: {'; '.join(device.why_not)}")
     if device.size < size:
         raise LimitExceeded(
-            f"{device}: it has {device.size} bytes, and the image needs {size}; name a larger disk"
+            f"{device}: it has {_size(device.size)}, and the image needs {_size(size)}; name a larger disk"
         )
 
 
@@ -183,10 +183,11 @@ def _listed(partitions: list[str]) -> str:
 
 
 def _size(size: int) -> str:
-    """In decimal units, as disks are sold."""
-    for power, unit in ((12, "TB"), (9, "GB"), (6, "MB")):
-        if size >= 10**power:
-            return f"{size / 10**power:.1f}".removesuffix(".0") + f" {unit}"
+    """In the units of everything else that the program says, and exactly: disks are sold by the
+    decimal ones."""
+    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if size >= 1 << power:
+            return f"{size / (1 << power):.1f} {unit} ({size} bytes)"
     return f"{size} bytes"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -342,7 +343,8 @@ def test_a_small_disk_is_refused(loops: Loops) -> None:
     with pytest.raises(LimitExceeded) as error, open_for_writing(inspect(node), 4 * MIB + 1):
         pytest.fail("it was opened")
     assert str(error.value) == (
-        f"{node}: it has 4194304 bytes, and the image needs 4194305; name a larger disk"
+        f"{node}: it has 4.0 MiB (4194304 bytes), and the image needs 4.0 MiB (4194305 bytes); "
+        "name a larger disk"
     )
     assert file.read_bytes() == OLD * 4 * MIB
 
@@ -517,7 +519,11 @@ def test_nobody_to_ask(user: User, made: Made, loops: Loops) -> None:
     assert file.read_bytes() == OLD * size
     small, file = loops.disk(size - 512, name="small")
     ran = user.run("rehydrate", small, "--disk", "metal", "--yes", "--bundle", made.reference, code=9)
-    assert f"it has {size - 512} bytes, and the image needs {size}; name a larger disk" in ran.err
+    assert re.search(
+        rf"it has [\d.]+ MiB \({size - 512} bytes\), and the image needs [\d.]+ MiB \({size} bytes\); "
+        "name a larger disk",
+        ran.err,
+    )
     assert file.read_bytes() == OLD * (size - 512)
 
 

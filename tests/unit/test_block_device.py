@@ -279,7 +279,7 @@ def test_all_reasons_at_once() -> None:
         check(device(why_not=["a; do b", "c; do d"]), 1)
     assert str(refused.value) == "/dev/sdb: nothing was written: a; do b; c; do d"
     with pytest.raises(
-        LimitExceeded, match="it has 1000 bytes, and the image needs 1001; name a larger disk"
+        LimitExceeded, match="it has 1000 bytes, and the image needs 1001 bytes; name a larger disk"
     ):
         check(device(size=1000), 1001)
     check(device(size=1000), 1000)
@@ -288,14 +288,26 @@ def test_all_reasons_at_once() -> None:
 @pytest.mark.parametrize(
     ("facts", "line"),
     [
-        ({}, "/dev/sdb: 64 GB SanDisk Ultra, usb, no partitions; everything on it is lost."),
+        (
+            {},
+            "/dev/sdb: 59.6 GiB (64000000000 bytes) SanDisk Ultra, usb, no partitions; everything on it",
+        ),
         (
             {"partitions": ["sdb1"], "size": 1_500_301_910_016},
-            "/dev/sdb: 1.5 TB SanDisk Ultra, usb, 1 partition (sdb1)",
+            "/dev/sdb: 1.4 TiB (1500301910016 bytes) SanDisk Ultra, usb, 1 partition (sdb1)",
         ),
-        ({"model": "", "transport": "", "size": 999_999_999}, "/dev/sdb: 1000 MB no partitions; everything"),
-        ({"partitions": list("abcdef")}, "/dev/sdb: 64 GB SanDisk Ultra, usb, 6 partitions (a, b, c, d, …)"),
-        ({"path": Path("/dev/disk/by-id/x")}, "/dev/disk/by-id/x (/dev/sdb): 64 GB SanDisk Ultra"),
+        (
+            {"model": "", "transport": "", "size": 999_999_999},
+            "/dev/sdb: 953.7 MiB (999999999 bytes) no partitions; everything",
+        ),
+        (
+            {"partitions": list("abcdef")},
+            "/dev/sdb: 59.6 GiB (64000000000 bytes) SanDisk Ultra, usb, 6 partitions (a, b, c, d, …)",
+        ),
+        (
+            {"path": Path("/dev/disk/by-id/x")},
+            "/dev/disk/by-id/x (/dev/sdb): 59.6 GiB (64000000000 bytes) SanDisk Ultra",
+        ),
         ({"size": 512}, "/dev/sdb: 512 bytes SanDisk"),
     ],
 )
