@@ -56,10 +56,10 @@ _FEW = 2
 
 _ABOUT = (
     "A strip is the disk from its beginning to its end, for files that read the same of it, as it is, "
-    "encoded or decoded; files that read all of it but what would be too small to see, such as a "
-    "platform's stamp, have one strip together. What a file has otherwise it does not read. The scale is "
-    "not even: where there is data, a column is the same number of bytes, and a long run of zeros is "
-    "folded to a short line, whatever its length; the longest are named below the map."
+    "encoded or decoded. Those that read 99 % of it or more, all but a platform's stamp for example, "
+    "share a strip, which shows the least that they read. What a file has otherwise it does not read. The "
+    "scale is not even: where there is data, a column is the same number of bytes, and a long run of zeros "
+    "is folded to a short line, whatever its length; the longest are named below the map."
 )
 
 
@@ -126,23 +126,23 @@ def _labels(files: Sequence[dict[str, Any]]) -> list[str]:
 
 def _groups(disk: dict[str, Any], data: int) -> list[_Group]:
     """Files by how their strips look; who reads most is first."""
+    held = [column[3] for column in disk["columns"]]
     alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for each in disk["rows"]:
-        alike.setdefault(_look(disk["columns"], each["read"]), []).append(each)
+        alike.setdefault(_look(held, each["read"]), []).append(each)
     groups = []
     for rows in alike.values():
         sums = sorted((place, sum(each["read"])) for each in rows for place in each["files"])
         read = tuple(min(counts) for counts in zip(*(each["read"] for each in rows), strict=True))
-        kinds = tuple(map(_share, (column[3] for column in disk["columns"]), read))
         files = tuple(place for place, _ in sums)
-        groups.append(_Group(files, tuple(count for _, count in sums), read, kinds))
+        groups.append(_Group(files, tuple(count for _, count in sums), read, tuple(map(_share, held, read))))
     return sorted(groups, key=lambda each: (data - max(each.sums), each.files))
 
 
-def _look(columns: Sequence[Sequence[int]], read: Sequence[int]) -> tuple[str, ...]:
-    """The colours of a strip; nothing but "nearly", where only small parts of it are not read."""
-    kinds = tuple(_share(column[3], count) for column, count in zip(columns, read, strict=True))
-    return ("nearly",) if {"nearly"} <= set(kinds) <= {"all", "nearly", "fold"} else kinds
+def _look(held: Sequence[int], read: Sequence[int]) -> tuple[str, ...]:
+    """The colours of a strip; one alone, where nearly all is read of the disk as a whole."""
+    whole = _share(sum(held), sum(read))
+    return (whole,) if whole == "nearly" else tuple(map(_share, held, read))
 
 
 def _legends(sources: Sequence[_Run], groups: Sequence[_Group], meanings: Mapping[str, str]) -> list[Markup]:

@@ -118,7 +118,8 @@ def chart(*inside: Markup) -> Markup:
 def tick(text: str, place: int, line: int = 0) -> tuple[Markup, Markup]:
     """A mark on an axis, and its text in that line below it."""
     at = f"{place / 100}%"
-    anchor = "start" if place < LEAST else "end" if place > WHOLE - WHOLE // 12 else "middle"
+    edge = WHOLE // 12
+    anchor = "start" if place < edge else "end" if place > WHOLE - edge else "middle"
     mark = element("line", x1=at, x2=at, y1="0", y2="4" if not line else f"{line}.2rem")
     return mark, element("text", text, x=at, y=f"{line + 1}.1rem", text_anchor=anchor)
 
