@@ -71,7 +71,7 @@ def _inside(each: Each, unpack: Unpack | None, depth: int) -> Callable[[Reader],
 def _explain_packed(file: Reader, each: Each, unpack: Unpack | None, depth: int) -> Explanation:
     unpacked = unpack(file) if unpack and depth else None
     if unpacked is None:
-        raise NoDiskError("no known disk format")
+        raise NoDiskError("not a disk image: compared by its contents")
     inner = explain(unpacked.plain, each, unpack, depth - 1)
     return Explanation(
         f"{unpacked.container}+{inner.format}",
