@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from rehydrator.bundle.manifest import Artifact
     from rehydrator.bundle.reader import Bundle
 
+SHORTEST = 0.1
+
 
 @click.command("info", short_help="Show how files are stored and what they cost.")
 @reference_argument
@@ -166,5 +168,11 @@ def _form_lines(kind: str, form: dict[str, Any]) -> list[str]:
         beside = "" if each["here"] == each["made_by"] else f"; here: {here}"
         lines.append(f"    encoded by   {each['encoder']} ({each['made_by']}{beside})")
     if form["encoders"]:
-        lines.append(f"    takes        about {form['seconds']:.0f} s and {human(form['memory'])} of memory")
+        memory = human(form["memory"])
+        lines.append(f"    takes        {about_seconds(form['seconds'])} and {memory} of memory")
     return lines
+
+
+def about_seconds(seconds: float) -> str:
+    """An estimate in words; shorter ones are not told apart."""
+    return f"about {seconds:.1f} s" if seconds >= SHORTEST else f"less than {SHORTEST} s"

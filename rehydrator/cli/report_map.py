@@ -223,7 +223,7 @@ def _in_words(held: int, group: _Group) -> str:
     least, most = min(group.sums), max(group.sums)
     if least == held:
         return "all"
-    if held * 99 < least * 100:
+    if held * 99 <= least * 100:
         return f"all but {_between(human(held - most), human(held - least))}"
     return _between(percent(least, held), percent(most, held))
 

@@ -12,6 +12,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from rehydrator.cli.common import human
+from rehydrator.cli.info import SHORTEST, about_seconds
 from rehydrator.cli.report_map import maps
 from rehydrator.cli.report_markup import (
     LEAST,
@@ -53,9 +54,6 @@ MEANINGS = {
 }
 _LOW = "half as high: less than 0.4 %, drawn wider than it is"
 _TIMES = {"time": "image", "time2": "as published"}
-# Shorter ones are not told apart.
-_SHORTEST = 0.1
-
 # Marks of a logarithmic scale are so many powers of two apart.
 _STEP = 4
 
@@ -268,16 +266,12 @@ def _colour(kind: str) -> str:
     return "time" if kind == "image" else "time2"
 
 
-def _about_seconds(seconds: float) -> str:
-    return f"about {seconds:.1f} s" if seconds >= _SHORTEST else f"less than {_SHORTEST} s"
-
-
 def _time(kind: str, form: dict[str, Any], longest: float) -> Markup:
     seconds = form["seconds"]
-    time = f"{seconds:.1f} s" if seconds >= _SHORTEST else f"< {_SHORTEST} s"
+    time = f"{seconds:.1f} s" if seconds >= SHORTEST else f"< {SHORTEST} s"
     width = max(int(seconds * WHOLE / (longest or 1)), LEAST)
     style = "name" if kind == "image" else "name beside"
-    bar = drawn([Part(_colour(kind), 0, width, _about_seconds(seconds))], _about_seconds(seconds))
+    bar = drawn([Part(_colour(kind), 0, width, about_seconds(seconds))], about_seconds(seconds))
     memory = human(form["memory"]) if form["memory"] else ""
     return row(form["name"], bar, {"Time": time, "Memory": memory}, style)
 
@@ -337,7 +331,7 @@ def _about_form(form: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "SHA-256", element("code", form["sha256"])
     if form["available"]:
         memory = f", {human(form['memory'])} of memory for encoders" if form["memory"] else ""
-        yield "Takes", f"{_about_seconds(form['seconds'])}{memory}"
+        yield "Takes", f"{about_seconds(form['seconds'])}{memory}"
     else:
         yield "Not given back", "no encoder gives its bytes; the bundle knows its digest"
     for each in form["encoders"]:
