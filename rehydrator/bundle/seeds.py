@@ -1,12 +1,15 @@
 """Images at hand, out of which frames are taken that need not be read from the bundle then.
 
 An image whose bytes lie open (raw, qcow2, VHD, VHDX, tar; not VMDK) has most of a pack's bytes,
-and the recipe of the artifact that it is, or is an older version of, tells where. What is put
-together so is a frame if it has the frame's digest; else the bundle is read as ever.
+and the recipe of the artifact that it is, or is an older version of, tells where. So has a disk that
+an image was written to. What is put together so is a frame if it has the frame's digest; else the
+bundle is read as ever.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 import threading
 from bisect import bisect_right
 from itertools import islice
@@ -14,8 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rehydrator.bundle.manifest import PLAIN_DIGEST, PackSpace
 from rehydrator.core.digest import frame_digest
-from rehydrator.core.errors import RehydratorError, UsageError
+from rehydrator.core.errors import HostileInput, RehydratorError, UsageError
 from rehydrator.core.pack import DATA
+from rehydrator.core.reader import check_span
 from rehydrator.store.files import FileReader
 
 if TYPE_CHECKING:
@@ -25,10 +29,15 @@ if TYPE_CHECKING:
     from rehydrator.bundle.manifest import Artifact, Manifest
     from rehydrator.bundle.reader import Bundle
     from rehydrator.core.pack import Frame
+    from rehydrator.core.reader import Reader
 
 # Copies that are looked at to find what an image has; each takes 200 bytes, and a recipe of hostile
 # recipes may have any number.
 _MOST_RUNS = 1 << 17
+
+# Frames of each raw image, of 16 MiB mostly, that are looked for on a disk to tell which it has.
+_SAMPLES = 4
+_RAW = (".raw", ".img")
 
 
 class Amount(NamedTuple):
@@ -67,14 +76,19 @@ class Seeds:
         """Take frames from an image; the artifact that it is taken for.
 
         Raises:
-            UsageError: no artifact of the bundle is like it, or it has no bytes that lie open.
+            UsageError: it is neither a file nor a disk, no artifact of the bundle is like it, or it
+                has no bytes that lie open.
         """
-        file = FileReader(path)
+        file = _opened(path)
         if not any(pack.plain for pack in self._bundle.manifest.packs):
             raise UsageError(
                 f"--seed {path}: of no use: this bundle is small, or older than seeds are; leave --seed out"
             )
-        artifact = _artifact_like(self._bundle.manifest, path.name, file.size)
+        artifact = (
+            self._artifact_on(file)
+            if isinstance(file, _Disk)
+            else _artifact_like(self._bundle.manifest, path.name, file.size)
+        )
         runs = _runs(self._bundle, artifact, file)
         if not runs:
             raise UsageError(
@@ -86,6 +100,30 @@ class Seeds:
         for number, pack in enumerate(self._bundle.packs()):
             pack.seed = self._seed_of(number)
         return artifact
+
+    def _artifact_on(self, disk: _Disk) -> Artifact:
+        """The raw image that a disk has, whose name says nothing, by some of its frames."""
+        artifacts = [
+            each
+            for each in self._bundle.manifest.artifacts()
+            if each.image.space is not None and each.image.name.endswith(_RAW)
+        ]
+        if not artifacts:
+            raise UsageError(f"--seed {disk.path}: this bundle has no raw image, as which a disk is read")
+        if len(artifacts) == 1:
+            return artifacts[0]
+        return max(artifacts, key=lambda each: self._matches(_runs(self._bundle, each, disk)))
+
+    def _matches(self, runs: dict[int, _Runs]) -> int:
+        """How many of some frames are there."""
+        found = 0
+        for pack, those in runs.items():
+            frames = [frame for frame in self._bundle.packs()[pack].frames() if frame.kind == DATA]
+            for frame in frames[:: -(-len(frames) // _SAMPLES)]:
+                data = those.read(frame.start, frame.plain)
+                digest = self._digests(pack).get(frame.start)
+                found += data is not None and frame_digest(data)[:PLAIN_DIGEST] == digest
+        return found
 
     def _seed_of(self, pack: int) -> Callable[[Frame], bytes | None]:
         """What a pack asks for its frames."""
@@ -119,10 +157,39 @@ class Seeds:
         return None
 
 
+class _Disk:
+    """A block device, read with pread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        self.size = os.lseek(self._descriptor, 0, os.SEEK_END)
+
+    def pread(self, offset: int, length: int) -> bytes:
+        check_span(offset, length, self.size, str(self.path))
+        data = os.pread(self._descriptor, length, offset)
+        if len(data) != length:
+            raise HostileInput(f"{self.path}: ended while it was read")
+        return data
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+
+def _opened(path: Path) -> FileReader | _Disk:
+    mode = path.stat().st_mode
+    if stat.S_ISBLK(mode):
+        return _Disk(path)
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"--seed {path}: neither a file nor a disk; name an image, or a disk that has one")
+    return FileReader(path)
+
+
 class _Runs:
     """Where bytes of one pack's space lie in a file: (start, length, offset in the file)."""
 
-    def __init__(self, file: FileReader, runs: Iterable[tuple[int, int, int]]) -> None:
+    def __init__(self, file: Reader, runs: Iterable[tuple[int, int, int]]) -> None:
         self._file = file
         self._runs = list(_apart(sorted(runs)))
         self._starts = [start for start, _, _ in self._runs]
@@ -187,7 +254,7 @@ def _parts(name: str) -> set[str]:
     return {word for word in words if word and not word[0].isdigit()}
 
 
-def _runs(bundle: Bundle, artifact: Artifact, file: FileReader) -> dict[int, _Runs]:
+def _runs(bundle: Bundle, artifact: Artifact, file: Reader) -> dict[int, _Runs]:
     """Which bytes of which packs lie open in an image."""
     space, found = artifact.image.space, dict[int, list[tuple[int, int, int]]]()
     assert space is not None

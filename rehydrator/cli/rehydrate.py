@@ -24,6 +24,7 @@ from rehydrator.cli.common import (
     key_option,
     memory_option,
     opened,
+    reference_of,
     say_how,
     selection_options,
     tmpdir_option,
@@ -38,9 +39,14 @@ if TYPE_CHECKING:
     from rehydrator.bundle.manifest import Output
     from rehydrator.bundle.reader import Bundle
     from rehydrator.bundle.rehydrate import Options
+    from rehydrator.bundle.seeds import Seeds
+    from rehydrator.oci.reference import Reference
 
 # Encoders that take less are nobody's concern.
 _WORTH_SAYING = 256 << 20
+
+# Transports of bundles that are copied whole before they are read.
+_FETCHED = {"docker", "containers-storage"}
 
 
 @click.command("rehydrate", short_help="Give images back.")
@@ -73,7 +79,8 @@ _WORTH_SAYING = 256 << 20
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     multiple=True,
     metavar="FILE",
-    help="Take what it has from an image at hand, this release's or an older one's, instead of the bundle.",
+    help="Take what it has from an image or a disk at hand, this release's or an older one's, instead of "
+    "the bundle.",
 )
 @click.option("--yes", is_flag=True, help="Write to a block device without asking.")
 @click.option("--sparse/--no-sparse", default=None, help="Holes for zeros. Default: as the original was.")
@@ -125,7 +132,7 @@ def command(
         outputs = select(known, **wanted, host_arch=host_arch, form=form or "")
         if verbose:
             say_how(bundle, outputs, options, in_order=dest == "-")
-        with _seeded(bundle, seeds):
+        with _seeded(bundle, seeds, reference_of(bundle_reference)):
             return _give(bundle, outputs, dest, in_place, options, wanted["names"], yes=yes, as_json=as_json)
 
 
@@ -154,8 +161,8 @@ def _give(
 
 
 @contextmanager
-def _seeded(bundle: Bundle, files: Sequence[Path]) -> Iterator[None]:
-    """Images at hand, and what came of them."""
+def _seeded(bundle: Bundle, files: Sequence[Path], reference: Reference) -> Iterator[None]:
+    """Images at hand, and what came of them: reading less is no gain where all was fetched before."""
     if not files:
         yield
         return
@@ -169,12 +176,17 @@ def _seeded(bundle: Bundle, files: Sequence[Path]) -> Iterator[None]:
     try:
         yield
     finally:
-        taken, asked = seeds.taken, seeds.asked
-        click.echo(
-            f"{taken.frames} of {asked.frames} frames, {human(taken.stored)} of {human(asked.stored)}, "
-            "came from --seed, the rest from the bundle",
-            err=True,
-        )
+        if reference.transport not in _FETCHED:
+            _tell_taken(seeds)
+
+
+def _tell_taken(seeds: Seeds) -> None:
+    taken, asked = seeds.taken, seeds.asked
+    click.echo(
+        f"{taken.frames} of {asked.frames} frames, {human(taken.stored)} of {human(asked.stored)}, "
+        "came from --seed, the rest from the bundle",
+        err=True,
+    )
 
 
 def without_signatures(outputs: list[Output], names: Sequence[str]) -> list[Output]:

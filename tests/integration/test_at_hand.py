@@ -451,6 +451,25 @@ def test_a_seed_for_everything(user: User, world: World, out: Path, name: str) -
     assert {each: sha256(out / each) for each in names_in(out)} == world.digests
 
 
+def test_a_disk_as_seed(user: User, world: World, out: Path) -> None:
+    """One that has an image, or had it once, gives its frames; what it is taken for is said."""
+    file = user.home / "disk"
+    shutil.copyfile(world.images["metal.raw"], file)
+    os.truncate(file, 80 * MIB)
+    made = subprocess.run(["losetup", "-f", "--show", file], check=True, capture_output=True, text=True)
+    node = made.stdout.strip()
+    try:
+        ask = ["rehydrate", "out", "--file", "azure.vhd", "--bundle", world.reference, "--seed"]
+        ran = user.run(*ask, node)
+    finally:
+        subprocess.run(["losetup", "-d", node], check=True)
+    # The fixture has several raw images of this disk, as a release has.
+    assert re.match(rf"--seed {node}: taken for [a-z0-9]+\.raw\n", ran.err)
+    assert counted(ran.err)[0] > 0
+    assert sha256(out / "azure.vhd") == world.digests["azure.vhd"]
+    assert "neither a file nor a disk" in user.run(*ask, "/dev/null", code=2).err
+
+
 @pytest.mark.parametrize("name", COMPRESSED)
 def test_no_seed(user: User, world: World, out: Path, name: str) -> None:
     """What is compressed is refused (2), and it is said what would do."""

@@ -34,10 +34,12 @@ from rehydrator.bundle.packing import Ledger, PackWriter
 from rehydrator.bundle.reader import Bundle
 from rehydrator.bundle.rehydrate import Options
 from rehydrator.bundle.seeds import Seeds
+from rehydrator.cli.rehydrate import _seeded
 from rehydrator.core.digest import frame_digest
 from rehydrator.core.errors import DigestMismatch, HostileInput, UsageError
 from rehydrator.core.ops import Copy, zeros
 from rehydrator.core.pack import DATA
+from rehydrator.oci.reference import parse
 from rehydrator.store.files import DirectoryFiles, FileReader
 from tests.conftest import names_in, rehydrated
 
@@ -398,6 +400,47 @@ def test_an_older_release(world: World) -> None:
     assert taken.taken.frames == whole_frames(older) == 4
 
 
+@pytest.mark.parametrize("wanted", [METAL, QCOW2])
+def test_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    """A disk has no name that says anything, and is larger than its image: what it is taken for is the raw
+    image that has most of its frames."""
+    other = NAME.format("baremetal", "raw")
+
+    def more(writer: PackWriter, raw: int) -> dict[str, int]:
+        return {other: writer.add_recipe([zeros(3), Copy(len(DISK), raw, 0)])}
+
+    world = build(tmp_path, more=more)
+    monkeypatch.setattr(seeds, "_opened", seeds._Disk)
+    for start, expected in ((b"", METAL), (bytes(3), other)):
+        bundle = world.open()
+        path = world.seed(start + DISK + bytes(9 * FRAME), "sdb")
+        taken = Seeds(bundle)
+        assert taken.add(path).image.name == expected
+        assert make(bundle, wanted) == CONTENT[wanted]
+        assert taken.taken.frames == FRAMES
+
+
+def test_a_disk_of_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that ends early, or has something else, gives nothing."""
+    monkeypatch.setattr(seeds, "_opened", seeds._Disk)
+    for data in (b"", bytes(FRAME), random.Random(2).randbytes(len(DISK))):
+        bundle = world.open()
+        taken = seeded(bundle, world.seed(data, "sdb"))
+        assert make(bundle, QCOW2) == CONTENT[QCOW2]
+        assert taken.taken.frames == 0
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"), [("dir:x", True), ("docker://host/x", False), ("containers-storage:x", False)]
+)
+def test_what_was_saved(world: World, capsys: pytest.CaptureFixture[str], reference: str, said: bool) -> None:
+    """It is said where less was read, and not where a bundle was fetched whole before."""
+    bundle = world.open()
+    with _seeded(bundle, [world.seed(DISK, METAL)], parse(reference)):
+        make(bundle, METAL)
+    assert ("came from --seed, the rest from the bundle" in capsys.readouterr().err) == said
+
+
 # --- refused
 
 
@@ -429,13 +472,12 @@ def test_a_bundle_without_digests(world: World) -> None:
         Seeds(world.open()).add(world.seed(DISK, METAL))
 
 
-def test_what_is_no_file(world: World) -> None:
-    """A pipe is not waited for."""
-    world.seed(b"", "x")
-    fifo = world.root / "at-hand" / METAL
-    os.mkfifo(fifo)
-    with pytest.raises(HostileInput, match="not a regular file"):
-        Seeds(world.open()).add(fifo)
+@pytest.mark.parametrize("name", ["/dev/null", "pipe", "/"])
+def test_what_is_no_image(world: World, name: str) -> None:
+    """Other devices, pipes (which are not waited for) and directories are the user's mistake."""
+    os.mkfifo(world.root / "pipe")
+    with pytest.raises(UsageError, match="neither a file nor a disk; name an image"):
+        Seeds(world.open()).add(world.root / name)
 
 
 # --- hostile bundles
