@@ -171,6 +171,14 @@ def test_units_are_limited() -> None:
 
 
 @pytest.mark.parametrize(("codec", "params"), ENCODERS)
+def test_memory_is_that_of_one_unit(codec: str, params: dict[str, int]) -> None:
+    """However large the space that its units lie in is; a small unit takes no more than a large one."""
+    largest = streams.memory(codec, params)
+    assert streams.memory(codec, params, 10 << 30) == largest
+    assert streams.memory(codec, params, 128 << 10) <= largest
+
+
+@pytest.mark.parametrize(("codec", "params"), ENCODERS)
 def test_units_say_what_they_take(codec: str, params: dict[str, int]) -> None:
     """Memory below 64 MiB, more than nothing; a name and the library's version."""
     assert 0 < streams.memory(codec, params, 1 << 20) < 64 << 20
