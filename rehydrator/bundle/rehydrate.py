@@ -10,6 +10,7 @@ import errno
 import os
 import tempfile
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -26,10 +27,13 @@ from rehydrator.bundle.making import (
     views,
 )
 from rehydrator.bundle.memory import BASE, WORKER, available_memory, cache_size, default_memory
+from rehydrator.bundle.shared import Sharing
 from rehydrator.codecs import streams
 from rehydrator.core.errors import Interrupted, LimitExceeded, RehydratorError
-from rehydrator.engine import Zeros
+from rehydrator.engine import SpaceReader, Zeros
 from rehydrator.store import writeback
+from rehydrator.store.clone import block_of
+from rehydrator.store.holes import allocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 
     from rehydrator.bundle.manifest import Artifact, Manifest, Output
     from rehydrator.bundle.reader import Bundle
+    from rehydrator.bundle.shared import Sharer
     from rehydrator.core.ops import StreamRule
     from rehydrator.engine import Piece
 
@@ -208,10 +213,30 @@ def to_directory(
     """
     for at in range(0, len(outputs), _MOST_OPEN):
         with ExitStack() as stack:
-            begun = _Begun(bundle, directory, options, ended, stack)
-            for output in outputs[at : at + _MOST_OPEN]:
+            together = outputs[at : at + _MOST_OPEN]
+            sharing = _sharing(bundle.manifest, together, directory, options)
+            if sharing:
+                stack.callback(sharing.close)
+            begun = _Begun(bundle, directory, options, ended, stack, sharing)
+            for output in together:
                 begun.begin(output, progress)
             begun.make(progress)
+
+
+def _sharing(
+    manifest: Manifest, outputs: Sequence[Output], directory: Path, options: Options
+) -> Sharing | None:
+    """What files of one run share their blocks by, if they can. What left the page cache would be
+    read from the disk to be compared."""
+    if len(outputs) < 2 or options.nocache:
+        return None
+    block = block_of(directory)
+    if not block:
+        return None
+    files = {each.form.space for each in outputs}
+    made_of = Counter(space for each in outputs for space in manifest.reach(each.form.space or 0))
+    common = {space for space, count in made_of.items() if 2 * count > len(outputs)}
+    return Sharing(block, common - files, directory)
 
 
 class _Begun:
@@ -224,9 +249,10 @@ class _Begun:
         options: Options,
         ended: Callable[[Output, str | RehydratorError], object],
         stack: ExitStack,
+        sharing: Sharing | None,
     ) -> None:
         self._bundle, self._directory, self._options = bundle, directory, options
-        self._ended, self._stack = ended, stack
+        self._ended, self._stack, self._sharing = ended, stack, sharing
         self._reserved = 0
         self._side_by_side: list[Making] = []
         self._in_order: list[Making] = []
@@ -303,7 +329,10 @@ class _Begun:
         self._reserve(output, sparse)
         target = self._directory / output.form.name
         descriptor, temporary = self._stack.enter_context(_temporary(self._directory, output.form.name))
-        sink = FileSink(descriptor, output.form.size, sparse, nocache=self._options.nocache)
+        sharer = self._sharer(opened, descriptor)
+        if not sparse and not sharer:
+            allocate(descriptor, output.form.size)
+        sink = FileSink(descriptor, output.form.size, sparse, nocache=self._options.nocache, sharer=sharer)
 
         def finish() -> None:
             sink.finish(output.artifact)
@@ -313,6 +342,11 @@ class _Begun:
         each = replace(opened, sink=sink, finish=finish)
         chosen = self._in_order if is_made_in_order(self._bundle, each) else self._side_by_side
         chosen.append(each)
+
+    def _sharer(self, each: Making, descriptor: int) -> Sharer | None:
+        if self._sharing is None or not isinstance(each.source, SpaceReader):
+            return None
+        return self._sharing.sharer(descriptor, each.source)
 
     def _reserve(self, output: Output, sparse: bool) -> None:
         needed = output.form.data if sparse else output.form.size
@@ -343,10 +377,20 @@ def _nothing() -> None:
 
 
 class FileSink:
-    """Writes pieces at their places in a file; runs of zeros stay holes where `sparse`."""
+    """Writes pieces at their places in a file; runs of zeros stay holes where `sparse`. What other
+    files have already comes from them, with a `sharer`."""
 
-    def __init__(self, descriptor: int, size: int, sparse: bool, *, nocache: bool = False) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        size: int,
+        sparse: bool,
+        *,
+        nocache: bool = False,
+        sharer: Sharer | None = None,
+    ) -> None:
         self.descriptor, self._size, self.sparse = descriptor, size, sparse
+        self._sharer = sharer
         self._dropped = writeback.Dropped(descriptor) if nocache else None
 
     def write(self, offset: int, pieces: Sequence[Piece]) -> None:
@@ -370,6 +414,8 @@ class FileSink:
 
     def finish(self, artifact: Artifact) -> None:
         """Size, mode and time as recorded, and all of it on the disk."""
+        if self._sharer:
+            self._sharer.withdraw()
         os.ftruncate(self.descriptor, self._size)
         os.fchmod(self.descriptor, artifact.mode)
         os.utime(self.descriptor, (artifact.mtime, artifact.mtime))
@@ -379,6 +425,12 @@ class FileSink:
 
     def flush(self, run: list[memoryview], start: int) -> None:
         """Write some bytes that follow each other."""
+        if self._sharer:
+            self._sharer.write(run, start, self._put)
+        else:
+            self._put(run, start)
+
+    def _put(self, run: list[memoryview], start: int) -> None:
         while run:
             written = os.pwritev(self.descriptor, run[:_MAX_IOV], start)
             start += written
