@@ -30,7 +30,7 @@ from rehydrator.cli.common import (
     tmpdir_option,
     verbose_option,
 )
-from rehydrator.cli.rehydrate_checks import check_no_disk, check_place
+from rehydrator.cli.rehydrate_checks import check_no_disk, check_options, check_place, the_place
 from rehydrator.core.errors import DigestMismatch, RehydratorError, UsageError, worst_exit_code
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _FETCHED = {"docker", "containers-storage"}
 
 
 @click.command("rehydrate", short_help="Give images back.")
-@click.argument("dest", metavar="DEST|-|DEVICE")
+@click.argument("places", metavar="DEST|-|DEVICE", nargs=-1, required=True)
 @bundle_option
 @key_option
 @tmpdir_option
@@ -90,7 +90,7 @@ _FETCHED = {"docker", "containers-storage"}
 @verbose_option
 @json_option
 def command(
-    dest: str,
+    places: Sequence[str],
     bundle_reference: str | None,
     key: Path | None,
     tmpdir: Path | None,
@@ -116,9 +116,12 @@ def command(
     from rehydrator import host
     from rehydrator.bundle.selection import select
 
+    dest = the_place(places)
     if not any(wanted[name] for name in ("disks", "names", "every", "iso", "pxe")):
         raise UsageError("name what to rehydrate: --disk PLATFORM, --file NAME, --iso, --pxe or --all")
     check_place(dest, yes=yes)
+    given = {"--json": as_json, "--nocache": nocache, "--overwrite": overwrite}
+    check_options(dest, given | {"--sparse": sparse is True, "--no-sparse": sparse is False})
     if in_place and (dest == "-" or Path(dest).is_block_device()):
         raise UsageError(f"--in-place needs a directory as DEST, not {dest}")
     if dest == "-" and sys.stdout is None:

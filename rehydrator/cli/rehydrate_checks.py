@@ -3,15 +3,63 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rehydrator.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 # Of memory, and nobody's devices: the one place below /dev for files.
 _DEVICES, _MEMORY = Path("/dev"), Path("/dev/shm")  # noqa: S108 - only compared with
 _IMAGES = (".raw", ".img", ".qcow2", ".vmdk", ".vhd", ".vhdx", ".ova", ".iso", ".tar")
 _COMPRESSED = (".xz", ".gz", ".zst", ".zip")
 _LISTED = "lsblk lists the disks that are there"
+
+
+def the_place(arguments: Sequence[str]) -> str:
+    """The one DEST of the command line; what names a bundle is none.
+
+    Raises:
+        UsageError: there are several, or one that names a bundle.
+    """
+    for argument in arguments:
+        if _names_bundle(argument):
+            raise UsageError(
+                f"{argument} is a bundle, not DEST: name it with --bundle {argument}, or in REHYDRATOR_BUNDLE"
+            )
+    if len(arguments) > 1:
+        raise UsageError(f"one DEST can be named, and {len(arguments)} are: {' '.join(arguments)}")
+    return arguments[0]
+
+
+def _names_bundle(argument: str) -> bool:
+    """Whether it is a reference, and no file or directory that is called like one."""
+    from rehydrator.oci.reference import parse
+
+    with suppress(UsageError):
+        parse(argument)
+        return not Path(argument).exists()
+    return False
+
+
+def check_options(dest: str, given: Mapping[str, bool]) -> None:
+    """Refuse options (by their names, whether they were given) that DEST has no use for.
+
+    Raises:
+        UsageError: there are some.
+    """
+    what, useless = "standard output", ["--json", "--nocache", "--sparse", "--no-sparse", "--overwrite"]
+    if dest != "-":
+        if not Path(dest).is_block_device():
+            return
+        # --no-sparse has zeros written that would be given back to the disk.
+        what, useless = "a disk", ["--nocache", "--overwrite"]
+    found = [name for name in useless if given.get(name)]
+    if found:
+        raise UsageError(f"{' and '.join(found)}: of no use where DEST is {what}; leave it out")
 
 
 def check_place(dest: str, *, yes: bool) -> None:

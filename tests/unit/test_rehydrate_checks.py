@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from rehydrator.cli.rehydrate_checks import check_place
+from rehydrator.cli.rehydrate_checks import check_options, check_place, the_place
 from rehydrator.core.errors import UsageError
 
 
@@ -102,3 +104,61 @@ def test_yes_where_nothing_is_asked(dest: str, what: str) -> None:
 def test_no_name() -> None:
     """An empty DEST is a variable that was not set."""
     assert "DEST is empty" in refusal("")
+
+
+# --- options
+
+
+SPARSE = ["--sparse", "--no-sparse"]
+
+
+@pytest.mark.parametrize(
+    ("dest", "what", "useless", "useful"),
+    [
+        ("-", "standard output", ["--json", "--nocache", "--overwrite", *SPARSE], []),
+        ("disk", "a disk", ["--nocache", "--overwrite"], ["--json", *SPARSE]),
+        ("out", "", [], ["--json", "--nocache", "--overwrite", *SPARSE]),
+    ],
+)
+def test_options_that_are_of_no_use(dest: str, what: str, useless: list[str], useful: list[str]) -> None:
+    """They are refused instead of being ignored."""
+    os.mknod("disk", 0o600 | stat.S_IFBLK, os.makedev(240, 77))
+    check_options(dest, dict.fromkeys(useful, True) | dict.fromkeys(useless, False))
+    for name in useless:
+        with pytest.raises(UsageError) as refused:
+            check_options(dest, {name: True})
+        assert str(refused.value) == f"{name}: of no use where DEST is {what}; leave it out"
+
+
+# --- bundles
+
+
+@pytest.mark.parametrize(
+    "reference", ["oci:/srv/x:tag", "docker://host/x:1", "dir:x", "oci-archive:x.tar", "containers-storage:x"]
+)
+@pytest.mark.parametrize("more", [[], ["out"]])
+def test_a_bundle_as_dest(reference: str, more: list[str]) -> None:
+    """With DEST behind it, or forgotten: how a bundle is named is said."""
+    with pytest.raises(UsageError) as refused:
+        the_place([reference, *more])
+    assert str(refused.value) == (
+        f"{reference} is a bundle, not DEST: name it with --bundle {reference}, or in REHYDRATOR_BUNDLE"
+    )
+
+
+def test_a_directory_that_is_called_like_a_bundle() -> None:
+    """One that is there is meant."""
+    Path("dir:x").mkdir()
+    assert the_place(["dir:x"]) == "dir:x"
+
+
+@pytest.mark.parametrize("dest", ["-", "out", "/srv/a:b", "C:out"])
+def test_one_dest(dest: str) -> None:
+    """A colon makes no reference."""
+    assert the_place([dest]) == dest
+
+
+def test_several_dests() -> None:
+    """All of them are named, so that a forgotten --file is seen."""
+    with pytest.raises(UsageError, match="one DEST can be named, and 2 are: out more"):
+        the_place(["out", "more"])
