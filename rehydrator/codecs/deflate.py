@@ -59,12 +59,11 @@ class Deflate:
         return plain
 
     def unpack(self, packed: bytes, params: Mapping[str, int], limit: int) -> tuple[bytes, int]:
-        from zlib_ng import zlib_ng  # inflates grains twice as fast as zlib (613 to 302 MB/s, measured)
-
-        inflate = zlib_ng.decompressobj(_checked(params)[1])
+        library = ZLIB_NG._library()  # inflates grains twice as fast as zlib: 613 to 302 MB/s, measured
+        inflate = library.decompressobj(_checked(params)[1])
         try:
             plain: bytes = inflate.decompress(packed, limit + 1)
-        except zlib_ng.error as error:
+        except library.error as error:
             raise HostileInput(f"not a deflate stream: {error}") from None
         if len(plain) > limit:
             raise HostileInput(f"a deflate stream of more than {limit} bytes")
