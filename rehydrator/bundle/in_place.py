@@ -67,7 +67,7 @@ def update(
     bad = directory / (output.form.name + BAD)
     each = making(bundle, output)
     _check_old(old, directory)
-    if _is_present(each, old, target, options):
+    if not _is(target, old.lstat()) and is_there(each, target, options):
         progress(output.form.size)
         return Update("present", 0)
     for there in (target, bad):
@@ -88,15 +88,18 @@ def _check_old(old: Path, directory: Path) -> None:
         raise UsageError(f"--in-place {old}: not a regular file")
     if status.st_nlink > 1:
         raise UsageError(f"--in-place {old}: has another name, too (a hard link), which would change with it")
-    if status.st_dev != directory.stat().st_dev:
+    # A dry run does not make a directory.
+    place = directory if directory.is_dir() else directory.parent
+    if status.st_dev != place.stat().st_dev:
         raise UsageError(f"--in-place {old}: lies on another file system than {directory}")
 
 
-def _is_present(each: Making, old: Path, target: Path, options: Options) -> bool:
-    """Whether the new file is there, and is not the old one."""
-    if not os.path.lexists(target) or _is(target, old.lstat()):
+def is_there(each: Making, target: Path, options: Options) -> bool:
+    """Whether a file is there already, with its digest."""
+    if not os.path.lexists(target):
         return False
-    if not stat.S_ISREG(target.lstat().st_mode) or target.lstat().st_size != each.output.form.size:
+    status = target.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size != each.output.form.size:
         return False
     with target.open("rb") as file:
         return not _Comparison(each, file.fileno(), options).wrong

@@ -85,6 +85,7 @@ _FETCHED = {"docker", "containers-storage"}
 @click.option("--yes", is_flag=True, help="Write to a block device without asking.")
 @click.option("--sparse/--no-sparse", default=None, help="Holes for zeros. Default: as the original was.")
 @click.option("--nocache", is_flag=True, help="Leave what was written out of the page cache, as dd does.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written where, and write nothing.")
 @jobs_option
 @memory_option
 @verbose_option
@@ -101,6 +102,7 @@ def command(
     yes: bool,
     sparse: bool | None,
     nocache: bool,
+    dry_run: bool,
     jobs: int,
     memory: int | None,
     verbose: bool,
@@ -136,7 +138,17 @@ def command(
         if verbose:
             say_how(bundle, outputs, options, in_order=dest == "-")
         with _seeded(bundle, seeds, reference_of(bundle_reference)):
-            return _give(bundle, outputs, dest, in_place, options, wanted["names"], yes=yes, as_json=as_json)
+            return _give(
+                bundle,
+                outputs,
+                dest,
+                in_place,
+                options,
+                wanted["names"],
+                yes=yes,
+                dry_run=dry_run,
+                as_json=as_json,
+            )
 
 
 def _give(
@@ -148,19 +160,24 @@ def _give(
     names: Sequence[str],
     *,
     yes: bool,
+    dry_run: bool,
     as_json: bool,
 ) -> int:
+    from rehydrator.cli import rehydrate_dry as dry
+
     if dest == "-":
-        return _to_pipe(bundle, without_signatures(outputs, names), options)
+        wanted = without_signatures(outputs, names)
+        return dry.to_pipe(bundle, wanted) if dry_run else _to_pipe(bundle, wanted, options)
     if Path(dest).is_block_device():
         from rehydrator.cli.rehydrate_device import to_device
 
-        return to_device(bundle, outputs, Path(dest), options, yes=yes, as_json=as_json)
-    directory = make_directory(Path(dest))
+        return to_device(bundle, outputs, Path(dest), options, yes=yes, dry_run=dry_run, as_json=as_json)
     if in_place:
         wanted = without_signatures(outputs, names)
-        return _in_place(bundle, wanted, in_place, directory, options, as_json)
-    return _to_directory(bundle, outputs, directory, options, as_json)
+        return _in_place(bundle, wanted, in_place, Path(dest), options, as_json, dry_run=dry_run)
+    if dry_run:
+        return dry.to_directory(bundle, outputs, Path(dest), options, as_json=as_json)
+    return _to_directory(bundle, outputs, make_directory(Path(dest)), options, as_json)
 
 
 @contextmanager
@@ -179,7 +196,7 @@ def _seeded(bundle: Bundle, files: Sequence[Path], reference: Reference) -> Iter
     try:
         yield
     finally:
-        if reference.transport not in _FETCHED:
+        if seeds.asked.frames and reference.transport not in _FETCHED:
             _tell_taken(seeds)
 
 
@@ -197,8 +214,10 @@ def without_signatures(outputs: list[Output], names: Sequence[str]) -> list[Outp
     return [each for each in outputs if each.form is not each.artifact.signature or each.form.name in names]
 
 
-def make_directory(directory: Path) -> Path:
-    """DEST, made if its parent exists."""
+def make_directory(directory: Path, *, dry_run: bool = False) -> Path:
+    """DEST, made if its parent exists; with `dry_run` not even then."""
+    if dry_run and directory.parent.is_dir():
+        return directory
     try:
         directory.mkdir(exist_ok=True)
     except FileNotFoundError:
@@ -246,7 +265,7 @@ def _to_directory(
     progress = Progress("rehydrating", sum(each.form.size for each in outputs))
 
     def ended(output: Output, result: str | RehydratorError) -> None:
-        outcome = _outcome(output, result) | {"seconds": round(time.monotonic() - started, 3)}
+        outcome = outcome_of(output, result) | {"seconds": round(time.monotonic() - started, 3)}
         with lock:
             outcomes[output.form.name] = outcome
             if not as_json:
@@ -257,14 +276,21 @@ def _to_directory(
         to_directory(bundle, outputs, directory, options, progress.advance, ended)
     finally:
         progress.clear()
-    report = [outcomes[output.form.name] for output in outputs]
+    listed = [outcomes[output.form.name] for output in outputs]
     if as_json:
-        click.echo(json.dumps(report, indent=2))
-    return worst_exit_code([outcome["exit_code"] for outcome in report])
+        click.echo(json.dumps(listed, indent=2))
+    return worst_exit_code([outcome["exit_code"] for outcome in listed])
 
 
 def _in_place(
-    bundle: Bundle, outputs: list[Output], old: Path, directory: Path, options: Options, as_json: bool
+    bundle: Bundle,
+    outputs: list[Output],
+    old: Path,
+    directory: Path,
+    options: Options,
+    as_json: bool,
+    *,
+    dry_run: bool,
 ) -> int:
     from rehydrator.bundle.in_place import update
 
@@ -274,25 +300,40 @@ def _in_place(
     if not old.exists():
         raise UsageError(f"--in-place {old}: no such file")
     check_no_disk(old)
+    directory = make_directory(directory, dry_run=dry_run)
     _announce(bundle, outputs, options.jobs)
     started, progress = time.monotonic(), Progress(output.form.name, output.form.size)
     try:
-        done = update(bundle, output, old, directory, options, progress.advance)
+        done = update(bundle, output, old, directory, options, progress.advance, dry_run=dry_run)
     finally:
         progress.clear()
     seconds = round(time.monotonic() - started, 3)
-    outcome = _outcome(output, done.status) | {"right_before": done.right, "seconds": seconds}
+    would = dry_run and done.status == "updated"
+    outcome = outcome_of(output, "would be updated" if would else done.status)
+    outcome |= {"right_before": done.right, "seconds": seconds}
     if as_json:
         click.echo(json.dumps([outcome], indent=2))
         return 0
-    after = f"{human(done.right)} of {human(output.form.size)} were right already"
+    after = f"{human(done.right)} of {human(output.form.size)} {'are' if would else 'were'} right already"
     if done.status == "present":
         after = f"{printable(str(old))} stays as it is"
-    click.echo(f"{printable(output.form.name)}: {done.status}, sha256 verified; {after}", err=True)
+    how = f"would be made of {printable(str(old))}" if would else f"{done.status}, sha256 verified"
+    click.echo(f"{printable(output.form.name)}: {how}; {after}", err=True)
     return 0
 
 
-def _outcome(output: Output, result: str | RehydratorError) -> dict[str, Any]:
+def report(outcomes: list[dict[str, Any]], *, as_json: bool) -> int:
+    """Say what came, or would come, of all outputs; the exit code of them."""
+    if as_json:
+        click.echo(json.dumps(outcomes, indent=2))
+    else:
+        for outcome in outcomes:
+            _tell(outcome)
+    return worst_exit_code([outcome["exit_code"] for outcome in outcomes])
+
+
+def outcome_of(output: Output, result: str | RehydratorError) -> dict[str, Any]:
+    """What is said of an output to programs."""
     form = output.form
     outcome: dict[str, Any] = {"file": form.name, "size": form.size, "sha256": form.sha256, "exit_code": 0}
     if isinstance(result, str):
@@ -301,8 +342,12 @@ def _outcome(output: Output, result: str | RehydratorError) -> dict[str, Any]:
 
 
 def _tell(outcome: dict[str, Any]) -> None:
-    if outcome["status"] != "failed":
-        name = printable(outcome["file"])
+    name = printable(outcome["file"])
+    if outcome["status"] == "failed":
+        click.echo(f"rehydrator: {printable(outcome['error'])}", err=True)
+    elif "to" in outcome:
+        size = f"{human(outcome['size'])} ({outcome['size']} bytes)"
+        place = printable(outcome["to"])
+        click.echo(f"{name}: would be written to {place}, {size}, sha256 {outcome['sha256']}", err=True)
+    else:
         click.echo(f"{name}: {outcome['status']}, sha256 verified", err=True)
-        return
-    click.echo(f"rehydrator: {printable(outcome['error'])}", err=True)

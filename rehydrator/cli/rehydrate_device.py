@@ -28,9 +28,17 @@ _FOR_DISKS = (".raw", ".img", ".iso")
 
 
 def to_device(
-    bundle: Bundle, outputs: Sequence[Output], path: Path, options: Options, *, yes: bool, as_json: bool
+    bundle: Bundle,
+    outputs: Sequence[Output],
+    path: Path,
+    options: Options,
+    *,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> int:
-    """Write one raw disk or ISO onto a block device, once the user agreed."""
+    """Write one raw disk or ISO onto a block device, once the user agreed; with `dry_run` only say
+    what there is to agree to."""
     from rehydrator.host.block_device import BEGINNING, check, confirmation, inspect, misfit
 
     if len(outputs) != 1:
@@ -41,7 +49,13 @@ def to_device(
     check(device, output.form.size)
     reader = bundle.open_form(output.artifact, output.form)
     warning = misfit(device, reader.pread(0, min(BEGINNING, reader.size)))
-    _ask(confirmation(device, [warning] if warning else []), yes=yes)
+    question = confirmation(device, [warning] if warning else [])
+    _ask(question, yes=yes or dry_run)
+    if dry_run:
+        from rehydrator.cli.rehydrate import report
+        from rehydrator.cli.rehydrate_dry import would_be
+
+        return report([would_be(output, str(device.path))], as_json=as_json)
     started, progress = time.monotonic(), Progress(output.form.name, output.form.size)
     try:
         written = _write(bundle, output, device, options, progress.advance)
