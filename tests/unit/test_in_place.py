@@ -244,6 +244,22 @@ def test_no_holes(world: World, old: bytes) -> None:
     assert on_disk(world.target) >= len(NEW)
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_out_of_the_page_cache(world: World, monkeypatch: pytest.MonkeyPatch, sparse: bool) -> None:
+    """--nocache holds in place, too."""
+    dropped: list[int] = []
+    real = os.posix_fadvise
+
+    def advise(descriptor: int, offset: int, length: int, advice: int) -> None:
+        dropped.append(advice)
+        real(descriptor, offset, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    world.update(world.old(with_byte(NEW, 0)), nocache=True, sparse=sparse)
+    assert os.POSIX_FADV_DONTNEED in dropped
+    assert world.target.read_bytes() == NEW
+
+
 def test_a_file_system_without_holes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros are written where holes cannot be made."""
     monkeypatch.setattr(in_place, "punch", lambda *_: False)
