@@ -67,6 +67,15 @@ def zstd_bomb(stated: int, blocks: int) -> bytes:
     return header + block * (blocks - 1) + last
 
 
+def zstd_run(size: int) -> bytes:
+    """A frame of `size` zeros: blocks of one byte that is repeated (RFC 8878, section 3.1.1.2)."""
+    sizes = [131072] * (size // 131072) + [size % 131072]
+    blocks = [
+        (each << 3 | 1 << 1 | (k == len(sizes) - 1)).to_bytes(3, "little") for k, each in enumerate(sizes)
+    ]
+    return b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", size) + b"\0".join(blocks) + b"\0"
+
+
 # --- good
 
 
@@ -84,6 +93,20 @@ def literals() -> Draft:
     two: list[Op] = [Copy(len(plain) - 4321, 0, 4321), Copy(9, 0, 4)]
     content = plain[10:5010] + bytes(777) + plain[:1] + plain[4321:] + plain[4:13]
     making.artifact("literals.raw", making.recipe([0], one, two), content, sparse=True, virtual_size=8192)
+    return making.draft()
+
+
+def prefixed() -> Draft:
+    """A frame behind the pack's first, others and a chunk in between."""
+    making = Making()
+    making.data(ALPHABET)
+    making.data(FOXES, 1, FOXES_ZSTD)
+    making.recipe([0], [Copy(9, 0, 0)])
+    making.data(NEWS, 2, NEWS_ZSTD)
+    content = NEWS[50:] + FOXES[:70] + ALPHABET[3:40]
+    ends = [len(ALPHABET), len(ALPHABET) + len(FOXES)]
+    ops: list[Op] = [Copy(len(NEWS) - 50, 0, ends[1] + 50), Copy(70, 0, ends[0]), Copy(37, 0, 3)]
+    making.artifact("prefixed.raw", making.recipe([0], ops), content)
     return making.draft()
 
 
@@ -283,6 +306,7 @@ def at_hand_wrong() -> Draft:
 
 GOOD = (
     literals,
+    prefixed,
     chained,
     at_hand,
     at_hand_wrong,
@@ -398,7 +422,8 @@ def index_change(name: str, why: str, **change: Any) -> None:
 
 
 index_change("frame_unknown_kind", "a frame of kind 2", kind=2)
-index_change("frame_unknown_codec", "a frame of codec 2", codec=2)
+index_change("frame_unknown_codec", "a frame of codec 3", codec=3)
+index_change("prefix_missing", "the first frame stands behind a prefix", codec=2)
 index_change("frame_planes", "three planes", planes=3)
 index_change("frame_reserved", "a reserved byte is not 0", zero=1)
 index_change("frame_out_of_place", "a frame at 1, where 0 is next", offset=1)
@@ -406,6 +431,36 @@ index_change("frame_start", "the first data frame begins at 1", start=1)
 index_change("frame_plain_size", "a frame of another plain size", plain=len(guest()) + 1)
 index_change("frame_of_nothing", "a frame of no plain bytes", plain=0)
 index_change("frame_above_limit", "a frame of 64 MiB and one byte", plain=(1 << 26) + 1)
+
+
+@broken(8, "a chunk stands behind a prefix", prefixed)
+def prefix_of_a_chunk(draft: Draft) -> None:
+    draft.packs[PACK][2].codec = 2
+
+
+@broken(8, "a frame stands behind one in planes", prefixed)
+def prefix_in_planes(draft: Draft) -> None:
+    draft.packs[PACK][0].planes = 4
+
+
+@broken(8, "a frame stands behind one that stands behind it", prefixed)
+def prefix_of_a_prefix(draft: Draft) -> None:
+    draft.packs[PACK][0].codec = 2
+
+
+@broken(8, "a frame stands behind one of 16 MiB and one byte", prefixed)
+def prefix_too_large(draft: Draft) -> None:
+    more = (1 << 24) + 1 - len(ALPHABET)
+    first = draft.packs[PACK][0]
+    first.codec, first.stored, first.plain = 1, zstd_run((1 << 24) + 1), (1 << 24) + 1
+    for frame in draft.packs[PACK][1:]:
+        frame.start += more if frame.kind == 0 else 0
+    draft.document["spaces"][0]["size"] += more
+
+
+@broken(5, "another prefix than the one that a frame was made behind; sealed", prefixed)
+def prefix_of_another(draft: Draft) -> None:
+    draft.packs[PACK][0].stored = ALPHABET[1:] + ALPHABET[:1]
 
 
 @broken(8, "bytes of the pack are in no frame")

@@ -27,7 +27,15 @@ from rehydrator.core.ops import (
     Stream,
     StreamRule,
 )
-from rehydrator.core.pack import CHUNK, DATA, Frame, encode_frame, encode_index
+from rehydrator.core.pack import (
+    CHUNK,
+    DATA,
+    Frame,
+    as_prefix,
+    can_be_prefix,
+    encode_frame,
+    encode_index,
+)
 from rehydrator.core.recipe import encode_chunk, output_offsets
 
 if TYPE_CHECKING:
@@ -36,6 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
+    from backports import zstd
     from typing_extensions import Buffer
 
     from rehydrator.core.ops import Op
@@ -156,6 +165,7 @@ class PackWriter:
         self._buffer = bytearray()
         self._open: list[_PackFile] = []
         self._frames = 0
+        self._prefix: zstd.ZstdDict | None = None
         self._begin()
 
     @property
@@ -188,6 +198,16 @@ class PackWriter:
         self._submit(DATA, planes, at, plain, self._level)
         self._current.plain += len(plain)
         return self.space, at
+
+    def append_prefix(self, plain: bytes) -> list[tuple[int, int, int]]:
+        """Store bytes as the first frame, which all data frames behind it are encoded behind; where
+        they lie, as `append` says. Call it before anything else is stored.
+
+        A further pack begins with the same frame, so that each can be read alone.
+        """
+        space, at = self.append_frame(plain)
+        self._prefix = as_prefix(plain) if can_be_prefix(plain) else None
+        return [(space, at, len(plain))]
 
     def add_recipe(self, ops: Sequence[Op]) -> int:
         """Store a recipe; the number of the space that it makes."""
@@ -242,9 +262,13 @@ class PackWriter:
     def _next_pack(self) -> None:
         self.flush()
         self._begin()
+        if self._prefix is not None:
+            plain, self._prefix = self._prefix.dict_content, None
+            self.append_prefix(plain)
 
     def _submit(self, kind: int, planes: int, start: int, plain: bytes, level: int) -> None:
-        future = self._pool.submit(_encoded, plain, level, planes)
+        prefix = self._prefix if kind == DATA and planes == 1 else None
+        future = self._pool.submit(_encoded, plain, level, planes, prefix)
         self._waiting.append((self._current, (kind, planes, start, len(plain)), future))
         self._frames += 1
         self._drain(self._ahead)
@@ -255,5 +279,5 @@ class PackWriter:
             file.write(frame, future.result())
 
 
-def _encoded(plain: bytes, level: int, planes: int) -> _Made:
-    return *encode_frame(plain, level, planes), frame_digest(plain)[:PLAIN_DIGEST]
+def _encoded(plain: bytes, level: int, planes: int, prefix: zstd.ZstdDict | None) -> _Made:
+    return *encode_frame(plain, level, planes, prefix), frame_digest(plain)[:PLAIN_DIGEST]

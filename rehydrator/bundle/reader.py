@@ -31,7 +31,7 @@ from rehydrator.core.errors import (
     ToolMissing,
 )
 from rehydrator.core.ops import Copy, Decode, Encode, Offsets, Stream
-from rehydrator.core.pack import CHUNK, DATA, decode_frame, decode_index
+from rehydrator.core.pack import CHUNK, DATA, as_prefix, decode_frame, decode_index, prefix_of
 from rehydrator.core.recipe import decode_chunk, output_offsets
 from rehydrator.engine import DEFAULT_CACHE, Cache, Machine, run_ops, view
 from rehydrator.store.spool import Spool
@@ -40,6 +40,8 @@ from rehydrator.streaming import Room, Streams
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from backports import zstd
 
     from rehydrator.bundle.chain import Boundary
     from rehydrator.bundle.manifest import Artifact, Form, Manifest, Pack, Release, StoredFile
@@ -62,11 +64,31 @@ _MORE = 64 << 10
 _OPS_HELD = 1 << 18
 
 
+class _Prefixes:
+    """What frames stand behind, at most 16 MiB for each pack; of as many packs as a disk that is
+    read in order can need at once."""
+
+    def __init__(self, most: int = 2) -> None:
+        self._most = most
+        self._held: OrderedDict[str, zstd.ZstdDict] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, pack: str, decode: Callable[[], bytes]) -> zstd.ZstdDict:
+        """That of a pack; others wait while it is decoded, most likely for the same."""
+        with self._lock:
+            if pack not in self._held:
+                self._held[pack] = as_prefix(decode())
+            self._held.move_to_end(pack)
+            if len(self._held) > self._most:
+                self._held.popitem(last=False)
+            return self._held[pack]
+
+
 class PackFile:
     """One pack: its index, checked once, and its frames, checked each."""
 
-    def __init__(self, files: Files, pack: Pack) -> None:
-        self._files, self._pack = files, pack
+    def __init__(self, files: Files, pack: Pack, prefixes: _Prefixes | None = None) -> None:
+        self._files, self._pack, self._prefixes = files, pack, prefixes or _Prefixes()
         self._lock = threading.Lock()
         self._frames: list[Frame] | None = None
         self._reader: Reader | None = None
@@ -94,7 +116,14 @@ class PackFile:
         found = self.seed(frame)
         if found is not None:
             return found
-        return decode_frame(frame, self._open().pread(frame.offset, frame.stored), self.name)
+        stored = self._open().pread(frame.offset, frame.stored)
+        return decode_frame(frame, stored, self.name, self._behind)
+
+    def _behind(self) -> zstd.ZstdDict:
+        """What its frames stand behind."""
+        first = prefix_of(self.frames())
+        assert first is not None  # decode_index has seen to it
+        return self._prefixes.get(self.name, lambda: self.plain(first))
 
     def _open(self) -> Reader:
         if self._reader is None:
@@ -289,7 +318,8 @@ class Bundle:
         self.files = files
         self.signed_bytes = read_signed(files)
         self.manifest: Manifest = manifests.decode(self.signed_bytes)
-        self._packs = [PackFile(files, pack) for pack in self.manifest.packs]
+        prefixes = _Prefixes()
+        self._packs = [PackFile(files, pack, prefixes) for pack in self.manifest.packs]
         self._held = HeldChunks()
         spaces = {number: self._space(number) for number in range(len(self.manifest.spaces))}
         made = Streams(lambda: Spool(spools))

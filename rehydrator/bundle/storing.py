@@ -12,6 +12,7 @@ from xxhash import xxh3_64_intdigest
 
 from rehydrator.bundle import contents
 from rehydrator.bundle.chain import encode as encode_chain
+from rehydrator.bundle.common_pages import common_pages
 from rehydrator.bundle.manifest import Chain, KnownAnswer
 from rehydrator.bundle.matching import Matches, Wanted
 from rehydrator.bundle.packing import Ledger, PackWriter
@@ -290,14 +291,16 @@ class Storage:
     def _canonical_ops(
         self, guest: SparseReader, found: Survey, writer: PackWriter, advance: Callable[[int], object]
     ) -> list[Op]:
-        """The disk's pages, zeros left out, repeated pages once and together in front: a
-        reader keeps the few frames that hold them, and the rest it passes once, in order."""
-        repeated = self._store_repeated(guest, found, writer)
+        """The disk's pages, zeros left out. In front and together those that other frames stand
+        behind, and repeated pages, once: a reader keeps the few frames that hold them, and the rest
+        it passes once, in order."""
+        held_in_front = self._store_common(guest, found, writer)
+        self._store_repeated(guest, found, writer, held_in_front)
         ops: list[Op] = []
         here = 0
         for page, data in nonzero_pages(guest):
             append(ops, zeros(page * PAGE - here))
-            held = repeated.get(xxh3_64_intdigest(data)) if repeated else None
+            held = held_in_front.get(xxh3_64_intdigest(data)) if held_in_front else None
             if held and held[1] == data:
                 append(ops, held[0])
             else:
@@ -324,20 +327,33 @@ class Storage:
             advance(0 if is_zeros(op) else op.length)
         return ops
 
-    def _store_repeated(
+    def _store_common(
         self, guest: SparseReader, found: Survey, writer: PackWriter
     ) -> dict[int, tuple[Copy, bytes]]:
-        wanted = found.repeated()
-        repeated: dict[int, tuple[Copy, bytes]] = {}
+        """Store the frame that the others stand behind; its pages, by their hashes."""
+        numbers = common_pages(guest, found, self._frame_size, self._pool.map)
+        pages = [guest.pread(number * PAGE, PAGE) for number in numbers]
+        if not pages:
+            return {}
+        [(space, start, _)] = writer.append_prefix(b"".join(pages))
+        return {
+            xxh3_64_intdigest(data): (Copy(PAGE, space, start + number * PAGE), data)
+            for number, data in enumerate(pages)
+        }
+
+    def _store_repeated(
+        self, guest: SparseReader, found: Survey, writer: PackWriter, held: dict[int, tuple[Copy, bytes]]
+    ) -> None:
+        """Store the pages that stand more than once, and are not held yet."""
+        wanted, most = found.repeated(), len(held) + _MAX_REPEATED // PAGE
         for number in np.flatnonzero(np.isin(found.hashes, np.fromiter(wanted, np.uint64, len(wanted)))):
             page, digest = int(found.pages[number]), int(found.hashes[number])
-            if digest not in repeated and len(repeated) * PAGE < _MAX_REPEATED:
+            if digest not in held and len(held) < most:
                 data = guest.pread(page * PAGE, min(PAGE, guest.size - page * PAGE))
                 if len(data) == PAGE:
                     [(space, at, length)] = writer.append(data)
-                    repeated[digest] = (Copy(length, space, at), data)
+                    held[digest] = (Copy(length, space, at), data)
         writer.flush()
-        return repeated
 
     def _store_sample(self, guest: SparseReader, pages: Sequence[int], writer: PackWriter) -> None:
         """Real bytes for the known-answer tests of encoders, in a small frame of their own."""

@@ -248,10 +248,15 @@ class Frame(NamedTuple):
 def index_frames(index: bytes, end: int) -> list[Frame]:
     need(len(index) >= 16 and index[:8] == b"RHPKIDX1" and index[12:16] == bytes(4), "not an index")
     need(len(index) == 16 + 64 * int.from_bytes(index[8:12], "little"), "index of another length")
-    frames, here = [], 0
+    frames: list[Frame] = []
+    here = 0
     for record in struct.iter_unpack("<BBB5sQQII32s", index[16:]):
         frame = Frame(*record[:3], *record[4:])
-        need(record[3] == bytes(5) and frame.kind < 2 and frame.codec < 2, "unknown kind or codec")
+        need(record[3] == bytes(5) and frame.kind < 2 and frame.codec < 3, "unknown kind or codec")
+        if frame.codec == 2:
+            first = next((each for each in frames if not each.kind), frame)
+            fit = first.codec < 2 and first.planes == 1 and first.plain <= 1 << 24
+            need(fit and not frame.kind, "a prefix that there is not")
         need(frame.planes in ((1,) if frame.kind else (1, 2, 4, 8)), "planes")
         need(frame.offset == here and 0 < frame.stored <= 1 << 26, "frames do not follow each other")
         need(0 < frame.plain <= (229411 if frame.kind else 1 << 26), "plain size")
@@ -585,12 +590,16 @@ class Bundle:
             raise Damaged(f"index of pack {pack}")
         return index_frames(index, place["offset"])
 
+    def prefix(self, pack: int, frame: Frame) -> bytes:
+        kinds = [each.kind for each in self.frames(pack)]
+        return self.plain(pack, kinds.index(0)) if frame.codec == 2 else b""
+
     def plain(self, pack: int, number: int) -> bytes:
         frame = self.frames(pack)[number]
         stored = self.packs[pack][frame.offset : frame.offset + frame.stored]
         if hashlib.blake2b(stored, digest_size=32).digest() != frame.digest:
             raise Damaged(f"frame {number} of pack {pack}")
-        split = unzstd(stored, frame.plain) if frame.codec else stored
+        split = unzstd(stored, frame.plain, self.prefix(pack, frame)) if frame.codec else stored
         need(len(split) == frame.plain, "a frame of another size")
         each = frame.plain // frame.planes
         made = bytearray(frame.plain)
