@@ -18,10 +18,11 @@ import pytest
 
 from rehydrator.bundle.rehydrate import to_directory
 from rehydrator.core.errors import RehydratorError
+from rehydrator.core.interrupts import INTERRUPTS
 from tests.corpus.small import make_small
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rehydrator.bundle.manifest import Output
     from rehydrator.bundle.reader import Bundle
@@ -32,6 +33,19 @@ ROOT = Path(__file__).parent.parent
 # Who runs the tests in a shell's background hands an ignored SIGINT down to them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _signals_come_back() -> Iterator[None]:
+    """The program takes the signals, also where a test runs it in its own process."""
+    handlers = {number: signal.getsignal(number) for number in (*INTERRUPTS, signal.SIGALRM)}
+    hook = sys.unraisablehook
+    yield
+    sys.unraisablehook = hook
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 NAME = "demo-1.0.0-{}.x86_64.{}"
 NOBODY = 65534
 

@@ -16,7 +16,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rehydrator.bundle.making import Making, make_side_by_side, making, views
-from rehydrator.bundle.rehydrate import FileSink, explain_os_error, is_made_in_order, make_ordered, publish
+from rehydrator.bundle.rehydrate import (
+    FileSink,
+    explain_os_error,
+    is_made_in_order,
+    is_there,
+    make_ordered,
+    publish,
+)
 from rehydrator.core.errors import Interrupted, LimitExceeded, RehydratorError, UsageError
 from rehydrator.engine import Zeros
 from rehydrator.store.holes import punch
@@ -67,7 +74,7 @@ def update(
     bad = directory / (output.form.name + BAD)
     each = making(bundle, output)
     _check_old(old, directory)
-    if not _is(target, old.lstat()) and is_there(each, target, options):
+    if not _is(target, old.lstat()) and is_there(bundle, output, target, options):
         progress(output.form.size)
         return Update("present", 0)
     for there in (target, bad):
@@ -92,17 +99,6 @@ def _check_old(old: Path, directory: Path) -> None:
     place = directory if directory.is_dir() else directory.parent
     if status.st_dev != place.stat().st_dev:
         raise UsageError(f"--in-place {old}: lies on another file system than {directory}")
-
-
-def is_there(each: Making, target: Path, options: Options) -> bool:
-    """Whether a file is there already, with its digest."""
-    if not os.path.lexists(target):
-        return False
-    status = target.lstat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size != each.output.form.size:
-        return False
-    with target.open("rb") as file:
-        return not _Comparison(each, file.fileno(), options).wrong
 
 
 def _check_way(old: Path, there: Path, options: Options) -> None:

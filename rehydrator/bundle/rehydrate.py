@@ -315,7 +315,7 @@ class _Begun:
         target = self._directory / output.form.name
         if not os.path.lexists(target):
             return False
-        if _is_done(self._bundle, output, target, self._options):
+        if is_there(self._bundle, output, target, self._options):
             progress(output.form.size)
             self._ended(output, "present")
             return True
@@ -527,7 +527,7 @@ def _after(run: list[memoryview], written: int) -> list[memoryview]:
     return []
 
 
-def _is_done(bundle: Bundle, output: Output, target: Path, options: Options) -> bool:
+def is_there(bundle: Bundle, output: Output, target: Path, options: Options) -> bool:
     """Whether a file is there already, with its digest."""
     if target.is_symlink() or not target.is_file() or target.stat().st_size != output.form.size:
         return False

@@ -76,16 +76,17 @@ class _Room:
 
 
 def _look(bundle: Bundle, output: Output, directory: Path, options: Options, room: _Room) -> dict[str, Any]:
-    from rehydrator.bundle.in_place import is_there
     from rehydrator.bundle.making import making
+    from rehydrator.bundle.rehydrate import is_there
 
-    target, each = directory / output.form.name, making(bundle, output)
+    target = directory / output.form.name
     if os.path.lexists(target):
-        if is_there(each, target, options):
+        if is_there(bundle, output, target, options):
             return outcome_of(output, "present")
         if not options.overwrite:
             raise RehydratorError(f"{target} exists and is another file; --overwrite replaces it")
         if stat.S_ISDIR(target.lstat().st_mode):
             raise RehydratorError(f"{target}: Is a directory")
+    making(bundle, output)  # what cannot be made here is said
     room.take(output, output.form.data if options.is_sparse(output) else output.form.size)
     return would_be(output, str(target))

@@ -566,7 +566,7 @@ print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 def test_memory(user: User, world: World, out: Path, name: str, how: str) -> None:
     """No more is taken than --memory says."""
     old = older(world.images[name], user.home / name)
-    more = ["--in-place", old] if how == "in place" else ["--seed", old]
+    more = ["--in-place", old, "--overwrite"] if how == "in place" else ["--seed", old]
     ask = ["rehydrate", "out", "--file", "azure.vhd", "--bundle", world.reference, "--memory", "300m", *more]
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, *user.command(*ask, "--jobs", 4)],

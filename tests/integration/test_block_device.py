@@ -227,7 +227,8 @@ def test_by_another_name(loops: Loops, tmp_path: Path) -> None:
     link = tmp_path / "by-id"
     link.symlink_to(node)
     found = inspect(link)
-    assert confirmation(found)[0].startswith(f"{link} ({node}): 2.1 MB {tmp_path}/disk, loop, no partitions")
+    disk = f"2.0 MiB (2097152 bytes) {tmp_path}/disk, loop, no partitions"
+    assert confirmation(found)[0].startswith(f"{link} ({node}): {disk}")
     with open_for_writing(found, 512) as sink:
         sink.write(0, [memoryview(noise(512))])
         sink.commit()

@@ -18,23 +18,10 @@ from rehydrator.cli import VERBS, cli, main, printable
 from rehydrator.cli.common import Progress, human, reference_of, scratch, table
 from rehydrator.core import errors
 from rehydrator.core.errors import RehydratorError, UsageError, worst_exit_code
-from rehydrator.core.interrupts import INTERRUPTS
 from rehydrator.host import uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """main() takes the signals; the tests' own handlers come back."""
-    kept = {number: signal.getsignal(number) for number in (*INTERRUPTS, signal.SIGALRM)}
-    hook = sys.unraisablehook
-    yield
-    sys.unraisablehook = hook
-    for number, handler in kept.items():
-        signal.signal(number, handler)
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

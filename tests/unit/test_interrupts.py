@@ -12,22 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rehydrator import cli, host
-from rehydrator.core.interrupts import INTERRUPTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 @pytest.fixture(autouse=True)
-def _as_the_program() -> Iterator[None]:
-    numbers = (*INTERRUPTS, signal.SIGALRM)
-    before = [signal.getsignal(number) for number in numbers]
-    hook = sys.unraisablehook
+def _as_the_program() -> None:
     assert cli.main(["--version"]) == 0
-    yield
-    sys.unraisablehook = hook
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
 
 
 def interrupted_in(file: str, name: str) -> Callable[[], str]:

@@ -552,12 +552,13 @@ def test_an_interrupt_ends_what_has_no_parts(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("rehydrator.bundle.making.BLOCK", 4096)
     bundle = dice_bundle(*(replace(image(name), boundaries=()) for name in ("x", "y")))
     blocks = 2 * -(-SIZE // 4096)
-    done: list[int] = []
+    done, lock = list[int](), threading.Lock()
 
     def interrupt(length: int) -> None:
-        done.append(length)
-        if len(done) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+        with lock:  # both files are made at the same time
+            done.append(length)
+            if len(done) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.02)
 
     with pytest.raises(KeyboardInterrupt):

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,6 @@ import pytest
 
 from rehydrator.cli import main
 from rehydrator.cli.stream import VERBS
-from rehydrator.core.interrupts import INTERRUPTS
 from rehydrator.metadata import json_text
 from tests.conftest import ROOT
 
@@ -31,16 +29,10 @@ BASE = "https://builds.example.com/prod/streams/stable/builds/44.20260707.3.1"
 
 
 @pytest.fixture(autouse=True)
-def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """main() takes the signals, and the tests' own handlers come back; the machine is x86_64."""
-    kept = {number: signal.getsignal(number) for number in INTERRUPTS}
-    hook = sys.unraisablehook
+def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is x86_64, and names no bundle."""
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.delenv("REHYDRATOR_BUNDLE", raising=False)
-    yield
-    sys.unraisablehook = hook
-    for number, handler in kept.items():
-        signal.signal(number, handler)
 
 
 class Program:
