@@ -27,9 +27,10 @@ from rehydrator.codecs import codec, streams
 from rehydrator.codecs.blocks import decode as decode_block
 from rehydrator.core.errors import HostileInput
 from rehydrator.core.ops import Copy, Decode, Encode, Offsets, Series, Stream, is_zeros
-from rehydrator.core.pack import MAX_FRAME, decompress
+from rehydrator.core.pack import MAX_FRAME
 from rehydrator.core.reader import check_span
 from rehydrator.core.recipe import output_offsets, unpack_integers
+from rehydrator.core.zstd_decoder import Prefix, decompress
 from rehydrator.streaming import MemorySpool, Remade, Streams
 
 if TYPE_CHECKING:
@@ -502,12 +503,12 @@ class Machine:
             self._remade.add(key, plain)
         return plain
 
-    def _prefix(self, rule: DecodeRule, op: Decode) -> bytes:
+    def _prefix(self, rule: DecodeRule, op: Decode) -> Prefix | None:
         if not op.prefix_length:
-            return b""
+            return None
         if rule.prefix is None:
             raise HostileInput("a prefix, and no space that it comes from")
-        return self.read(rule.prefix, op.prefix_offset, op.prefix_length)
+        return Prefix(self.read(rule.prefix, op.prefix_offset, op.prefix_length))
 
 
 def _is_small(op: Stream) -> bool:

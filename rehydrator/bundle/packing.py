@@ -31,12 +31,12 @@ from rehydrator.core.pack import (
     CHUNK,
     DATA,
     Frame,
-    as_prefix,
     can_be_prefix,
     encode_frame,
     encode_index,
 )
 from rehydrator.core.recipe import encode_chunk, output_offsets
+from rehydrator.core.zstd_decoder import Prefix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-    from backports import zstd
     from typing_extensions import Buffer
 
     from rehydrator.core.ops import Op
@@ -165,7 +164,7 @@ class PackWriter:
         self._buffer = bytearray()
         self._open: list[_PackFile] = []
         self._frames = 0
-        self._prefix: zstd.ZstdDict | None = None
+        self._prefix: Prefix | None = None
         self._begin()
 
     @property
@@ -206,7 +205,7 @@ class PackWriter:
         A further pack begins with the same frame, so that each can be read alone.
         """
         space, at = self.append_frame(plain)
-        self._prefix = as_prefix(plain) if can_be_prefix(plain) else None
+        self._prefix = Prefix(plain) if can_be_prefix(plain) else None
         return [(space, at, len(plain))]
 
     def add_recipe(self, ops: Sequence[Op]) -> int:
@@ -263,7 +262,7 @@ class PackWriter:
         self.flush()
         self._begin()
         if self._prefix is not None:
-            plain, self._prefix = self._prefix.dict_content, None
+            plain, self._prefix = self._prefix.plain, None
             self.append_prefix(plain)
 
     def _submit(self, kind: int, planes: int, start: int, plain: bytes, level: int) -> None:
@@ -279,5 +278,5 @@ class PackWriter:
             file.write(frame, future.result())
 
 
-def _encoded(plain: bytes, level: int, planes: int, prefix: zstd.ZstdDict | None) -> _Made:
+def _encoded(plain: bytes, level: int, planes: int, prefix: Prefix | None) -> _Made:
     return *encode_frame(plain, level, planes, prefix), frame_digest(plain)[:PLAIN_DIGEST]

@@ -31,8 +31,9 @@ from rehydrator.core.errors import (
     ToolMissing,
 )
 from rehydrator.core.ops import Copy, Decode, Encode, Offsets, Stream
-from rehydrator.core.pack import CHUNK, DATA, as_prefix, decode_frame, decode_index, prefix_of
+from rehydrator.core.pack import CHUNK, DATA, decode_frame, decode_index, prefix_of
 from rehydrator.core.recipe import decode_chunk, output_offsets
+from rehydrator.core.zstd_decoder import Prefix
 from rehydrator.engine import DEFAULT_CACHE, Cache, Machine, run_ops, view
 from rehydrator.store.spool import Spool
 from rehydrator.streaming import Room, Streams
@@ -40,8 +41,6 @@ from rehydrator.streaming import Room, Streams
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
-
-    from backports import zstd
 
     from rehydrator.bundle.chain import Boundary
     from rehydrator.bundle.manifest import Artifact, Form, Manifest, Pack, Release, StoredFile
@@ -70,14 +69,14 @@ class _Prefixes:
 
     def __init__(self, most: int = 2) -> None:
         self._most = most
-        self._held: OrderedDict[str, zstd.ZstdDict] = OrderedDict()
+        self._held: OrderedDict[str, Prefix] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, pack: str, decode: Callable[[], bytes]) -> zstd.ZstdDict:
+    def get(self, pack: str, decode: Callable[[], bytes]) -> Prefix:
         """That of a pack; others wait while it is decoded, most likely for the same."""
         with self._lock:
             if pack not in self._held:
-                self._held[pack] = as_prefix(decode())
+                self._held[pack] = Prefix(decode())
             self._held.move_to_end(pack)
             if len(self._held) > self._most:
                 self._held.popitem(last=False)
@@ -119,7 +118,7 @@ class PackFile:
         stored = self._open().pread(frame.offset, frame.stored)
         return decode_frame(frame, stored, self.name, self._behind)
 
-    def _behind(self) -> zstd.ZstdDict:
+    def _behind(self) -> Prefix:
         """What its frames stand behind."""
         first = prefix_of(self.frames())
         assert first is not None  # decode_index has seen to it

@@ -19,9 +19,12 @@ from backports import zstd
 from rehydrator.core.digest import frame_digest
 from rehydrator.core.errors import DigestMismatch, HostileInput
 from rehydrator.core.recipe import MAX_CHUNK
+from rehydrator.core.zstd_decoder import decompress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from rehydrator.core.zstd_decoder import Prefix
 
 DATA: Final = 0
 CHUNK: Final = 1
@@ -112,25 +115,26 @@ def prefix_of(frames: Sequence[Frame]) -> Frame | None:
 
 
 def encode_frame(
-    plain: bytes, level: int, planes: int = 1, prefix: zstd.ZstdDict | None = None
+    plain: bytes, level: int, planes: int = 1, prefix: Prefix | None = None
 ) -> tuple[int, bytes]:
     """(codec, stored bytes) of a frame: zstd, behind a prefix if there is one, or as it is where
     zstd does not gain."""
     split = split_planes(plain, planes)
-    before = len(prefix) if prefix else 0
-    # Digested once for all frames. Measured on 80 MiB of the os release at level 19: 26.1 s of
-    # processor time and 18.8 MB without a prefix, 29.6 s and 15.4 MB so; with each frame loading the
-    # prefix itself nearly twice the time of none.
-    dictionary = prefix.as_digested_dict if prefix else None
-    packed = zstd.compress(split, options=frame_options(level, before + len(plain)), zstd_dict=dictionary)
+    if prefix is None:
+        packed = zstd.compress(split, options=frame_options(level, len(plain)))
+    else:
+        options = frame_options(_behind(level), len(prefix) + len(plain))
+        packed = zstd.compress(split, options=options, zstd_dict=prefix.dictionary.as_digested_dict)
     if len(packed) >= len(split):
         return STORED, split
     return ZSTD_BEHIND if prefix else ZSTD, packed
 
 
-def as_prefix(plain: bytes) -> zstd.ZstdDict:
-    """Plain bytes as what frames can be encoded and decoded behind."""
-    return zstd.ZstdDict(plain, is_raw=True)
+def _behind(level: int) -> int:
+    """The level for frames behind a prefix, which is digested once for all of them. Measured on the os
+    release: level 19 without a prefix 178.6 MB in 203 s of processor time; behind one of 16 MiB, level
+    18 167.7 in 219 and level 19 166.7 in 301 (docs/decisions/017)."""
+    return 18 if level == 19 else level
 
 
 def can_be_prefix(plain: bytes) -> bool:
@@ -158,9 +162,7 @@ def frame_options(level: int, size: int) -> dict[int, int]:
     return options
 
 
-def decode_frame(
-    frame: Frame, stored: bytes, what: str, prefix: Callable[[], zstd.ZstdDict] | None = None
-) -> bytes:
+def decode_frame(frame: Frame, stored: bytes, what: str, prefix: Callable[[], Prefix] | None = None) -> bytes:
     """The plain bytes of a frame, after its digest was checked; `prefix` gives what it stands
     behind, and is asked where it does.
 
@@ -170,38 +172,13 @@ def decode_frame(
     """
     if frame_digest(stored) != frame.digest:
         raise DigestMismatch(f"{what}: frame at {frame.offset} is damaged (its digest differs)")
-    dictionary = prefix() if prefix and frame.codec == ZSTD_BEHIND else None
-    plain = stored if frame.codec == STORED else _decompress(stored, frame.plain, what, dictionary)
+    before = prefix() if prefix and frame.codec == ZSTD_BEHIND else None
+    plain = stored if frame.codec == STORED else decompress(stored, frame.plain, what, before)
     if len(plain) != frame.plain:
         raise HostileInput(
             f"{what}: frame at {frame.offset} decodes to {len(plain)} bytes, not {frame.plain}"
         )
     return join_planes(plain, frame.planes)
-
-
-def decompress(stored: bytes, size: int, what: str, prefix: bytes = b"") -> bytes:
-    """Decode exactly one zstd frame of exactly `size` bytes; more is never made.
-
-    Raises:
-        HostileInput: malformed, of another size, or with bytes behind it.
-    """
-    return _decompress(stored, size, what, as_prefix(prefix) if prefix else None)
-
-
-def _decompress(stored: bytes, size: int, what: str, prefix: zstd.ZstdDict | None) -> bytes:
-    dictionary = prefix.as_prefix if prefix else None
-    try:
-        declared = zstd.get_frame_info(stored).decompressed_size
-        if declared != size or zstd.get_frame_size(stored) != len(stored):
-            raise HostileInput(f"{what}: a zstd frame that does not hold exactly {size} bytes")
-        options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 27}
-        decoder = zstd.ZstdDecompressor(zstd_dict=dictionary, options=options)
-        plain = decoder.decompress(stored, size + 1)
-    except (zstd.ZstdError, ValueError) as error:
-        raise HostileInput(f"{what}: not a zstd frame: {error}") from None
-    if len(plain) != size or not decoder.eof:
-        raise HostileInput(f"{what}: a zstd frame that does not hold exactly {size} bytes")
-    return plain
 
 
 def split_planes(plain: bytes, planes: int) -> bytes:

@@ -17,12 +17,12 @@ from rehydrator.core.pack import (
     STORED,
     ZSTD,
     ZSTD_BEHIND,
-    as_prefix,
     decode_frame,
     decode_index,
     prefix_of,
 )
 from rehydrator.core.reader import BytesReader
+from rehydrator.core.zstd_decoder import Prefix
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,7 +125,7 @@ def read(root: Path, pack: Pack) -> tuple[list[int], bytes]:
     stored = [raw[frame.offset : frame.offset + frame.stored] for frame in frames]
     first = prefix_of(frames)
     assert first is frames[0]
-    prefix = as_prefix(decode_frame(first, stored[0], "pack"))
+    prefix = Prefix(decode_frame(first, stored[0], "pack"))
     plain = [decode_frame(*pair, "pack", lambda: prefix) for pair in zip(frames, stored, strict=True)]
     return [frame.codec for frame in frames if frame.kind == DATA], b"".join(plain)
 
