@@ -297,7 +297,9 @@ class _UpdatedSink(FileSink):
     """A file in which zeros have to be written, or made holes; its name changes with its first byte."""
 
     def __init__(self, work: _Work, sparse: bool) -> None:
-        super().__init__(work.descriptor, work.each.output.form.size, sparse, nocache=work.options.nocache)
+        super().__init__(
+            work.descriptor, work.each.output.form.size, sparse, cached=work.options.cache is not False
+        )
         self._work, self._lock, self._begun = work, threading.Lock(), False
 
     def begin(self) -> None:

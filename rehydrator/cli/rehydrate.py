@@ -30,7 +30,7 @@ from rehydrator.cli.common import (
     tmpdir_option,
     verbose_option,
 )
-from rehydrator.cli.rehydrate_checks import check_no_disk, check_options, check_place, the_place
+from rehydrator.cli.rehydrate_checks import check_no_disk, check_options, check_place, either, the_place
 from rehydrator.core.errors import DigestMismatch, RehydratorError, UsageError, worst_exit_code
 
 if TYPE_CHECKING:
@@ -84,7 +84,11 @@ _FETCHED = {"docker", "containers-storage"}
 )
 @click.option("--yes", is_flag=True, help="Write to a block device without asking.")
 @click.option("--sparse/--no-sparse", default=None, help="Holes for zeros. Default: as the original was.")
-@click.option("--nocache", is_flag=True, help="Leave what was written out of the page cache, as dd does.")
+@click.option(
+    "--cache/--no-cache",
+    default=None,
+    help="Keep what is written in the page cache, or not, as dd does. Default: files below 64 MiB.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be written where, and write nothing.")
 @jobs_option
 @memory_option
@@ -101,7 +105,7 @@ def command(
     seeds: Sequence[Path],
     yes: bool,
     sparse: bool | None,
-    nocache: bool,
+    cache: bool | None,
     dry_run: bool,
     jobs: int,
     memory: int | None,
@@ -122,8 +126,8 @@ def command(
     if not any(wanted[name] for name in ("disks", "names", "every", "iso", "pxe")):
         raise UsageError("name what to rehydrate: --disk PLATFORM, --file NAME, --iso, --pxe or --all")
     check_place(dest, yes=yes)
-    given = {"--json": as_json, "--nocache": nocache, "--overwrite": overwrite}
-    check_options(dest, given | {"--sparse": sparse is True, "--no-sparse": sparse is False})
+    given = {"--json": as_json, "--overwrite": overwrite}
+    check_options(dest, given | either("sparse", sparse) | either("cache", cache))
     if in_place and (dest == "-" or Path(dest).is_block_device()):
         raise UsageError(f"--in-place needs a directory as DEST, not {dest}")
     if dest == "-" and sys.stdout is None:
@@ -131,7 +135,7 @@ def command(
     if dest == "-" and sys.stdout.isatty():
         raise UsageError("standard output is a terminal; redirect it to a file or a pipe")
     host.one_arena()
-    options = engine_options(jobs, memory, overwrite=overwrite, sparse=sparse, nocache=nocache)
+    options = engine_options(jobs, memory, overwrite=overwrite, sparse=sparse, cache=cache)
     with opened(bundle_reference, None, key, tmpdir, options.memory) as bundle:
         known = bundle.manifest.artifacts()
         outputs = select(known, **wanted, host_arch=host_arch, form=form or "")

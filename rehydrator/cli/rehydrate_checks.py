@@ -45,18 +45,24 @@ def _names_bundle(argument: str) -> bool:
     return False
 
 
+def either(name: str, value: bool | None = None) -> dict[str, bool]:
+    """Both names of a flag, and which of them was given."""
+    return {f"--{name}": value is True, f"--no-{name}": value is False}
+
+
 def check_options(dest: str, given: Mapping[str, bool]) -> None:
     """Refuse options (by their names, whether they were given) that DEST has no use for.
 
     Raises:
         UsageError: there are some.
     """
-    what, useless = "standard output", ["--json", "--nocache", "--sparse", "--no-sparse", "--overwrite"]
+    cache, sparse = either("cache"), either("sparse")
+    what, useless = "standard output", ["--json", *cache, *sparse, "--overwrite"]
     if dest != "-":
         if not Path(dest).is_block_device():
             return
         # --no-sparse has zeros written that would be given back to the disk.
-        what, useless = "a disk", ["--nocache", "--overwrite"]
+        what, useless = "a disk", [*cache, "--overwrite"]
     found = [name for name in useless if given.get(name)]
     if found:
         raise UsageError(f"{' and '.join(found)}: of no use where DEST is {what}; leave it out")

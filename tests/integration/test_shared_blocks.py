@@ -81,7 +81,7 @@ def test_siblings_take_the_space_of_one(tmp_path: Path, jobs: int) -> None:
     """Six disks, of which five have their blocks in common: far less than six are written."""
     with file_system(tmp_path) as place:
         assert written(place / "shared", Options(jobs)) < 3 * 12 + 4
-        assert written(place / "not", Options(jobs, nocache=True)) >= COUNT * 12
+        assert written(place / "not", Options(jobs, cache=False)) >= COUNT * 12
 
 
 def test_a_file_system_without_shared_blocks(tmp_path: Path) -> None:

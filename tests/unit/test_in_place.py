@@ -246,7 +246,7 @@ def test_no_holes(world: World, old: bytes) -> None:
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_out_of_the_page_cache(world: World, monkeypatch: pytest.MonkeyPatch, sparse: bool) -> None:
-    """--nocache holds in place, too."""
+    """--no-cache holds in place, too."""
     dropped: list[int] = []
     real = os.posix_fadvise
 
@@ -255,7 +255,7 @@ def test_out_of_the_page_cache(world: World, monkeypatch: pytest.MonkeyPatch, sp
         real(descriptor, offset, length, advice)
 
     monkeypatch.setattr(os, "posix_fadvise", advise)
-    world.update(world.old(with_byte(NEW, 0)), nocache=True, sparse=sparse)
+    world.update(world.old(with_byte(NEW, 0)), cache=False, sparse=sparse)
     assert os.POSIX_FADV_DONTNEED in dropped
     assert world.target.read_bytes() == NEW
 

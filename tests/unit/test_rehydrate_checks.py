@@ -109,15 +109,15 @@ def test_no_name() -> None:
 # --- options
 
 
-SPARSE = ["--sparse", "--no-sparse"]
+SPARSE, CACHE = ["--sparse", "--no-sparse"], ["--cache", "--no-cache"]
 
 
 @pytest.mark.parametrize(
     ("dest", "what", "useless", "useful"),
     [
-        ("-", "standard output", ["--json", "--nocache", "--overwrite", *SPARSE], []),
-        ("disk", "a disk", ["--nocache", "--overwrite"], ["--json", *SPARSE]),
-        ("out", "", [], ["--json", "--nocache", "--overwrite", *SPARSE]),
+        ("-", "standard output", ["--json", *CACHE, "--overwrite", *SPARSE], []),
+        ("disk", "a disk", [*CACHE, "--overwrite"], ["--json", *SPARSE]),
+        ("out", "", [], ["--json", *CACHE, "--overwrite", *SPARSE]),
     ],
 )
 def test_options_that_are_of_no_use(dest: str, what: str, useless: list[str], useful: list[str]) -> None:

@@ -13,7 +13,7 @@ from rehydrator.core.zstd_decoder import Prefix, decompress
 
 TEXT = b"the same again and again, " * 400
 NOISE = random.Random(1).randbytes(8000)
-LEVEL = {zstd.CompressionParameter.compression_level: 19}
+LEVEL: dict[int, int] = {zstd.CompressionParameter.compression_level: 19}
 
 
 @pytest.fixture(params=["one call", "blocks"])
