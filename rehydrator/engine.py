@@ -17,7 +17,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -36,6 +36,7 @@ from rehydrator.streaming import MemorySpool, Remade, Streams
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
+    from threading import Semaphore
 
     from rehydrator.codecs.streams import Filter
     from rehydrator.core.ops import (
@@ -129,6 +130,33 @@ class Known(Protocol):
         ...
 
 
+_turn = threading.local()
+
+
+@contextmanager
+def turn(turns: Semaphore) -> Iterator[None]:
+    """One of a few turns for what a thread does inside; while it waits for what another thread is
+    making for the cache, another has its turn."""
+    with turns:
+        _turn.taken_from = turns
+        try:
+            yield
+        finally:
+            _turn.taken_from = None
+
+
+def _patient(entry: Future[bytes]) -> bytes:
+    """The result, when it is there."""
+    turns: Semaphore | None = getattr(_turn, "taken_from", None)
+    if turns is None or entry.done():
+        return entry.result()
+    turns.release()
+    try:
+        return entry.result()
+    finally:
+        turns.acquire()
+
+
 class Cache:
     """Least-recently-used values by key, bounded in bytes; each is made once at a time."""
 
@@ -147,7 +175,7 @@ class Cache:
             else:
                 entry = self._entries[key] = Future()
                 mine = True
-        return self._make(key, entry, make) if mine else entry.result()
+        return self._make(key, entry, make) if mine else _patient(entry)
 
     def _make(self, key: Hashable, entry: Future[bytes], make: Callable[[], bytes]) -> bytes:
         try:

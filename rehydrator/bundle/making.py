@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from rehydrator.bundle import chain
 from rehydrator.codecs import sha256
 from rehydrator.core.errors import DigestMismatch, RehydratorError
-from rehydrator.engine import BLOCK, SpaceReader, Zeros
+from rehydrator.engine import BLOCK, SpaceReader, Zeros, turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,10 +35,15 @@ _ZEROS = memoryview(bytes(256 << 10))
 # Blocks that wait for their writer, zeros among them.
 _BLOCKS_AHEAD = 256
 
-# Threads that make an output in order, on however many cores. Its bytes ahead, 48 MiB at most (see
+# Threads that are at work on an output in order, on however many cores. Its bytes ahead, 48 MiB at most (see
 # Options.ahead), are 12 blocks with data; the others hash zeros, of several segments at once. What is
 # made side by side has as many threads as it is given.
 _MAX_WORKERS = 64
+
+# Threads for each that is at work: four blocks come from one frame, and three of them wait for the fourth.
+# Were all at work where none waits, they would decode each other's frames out of the cache: measured, aws'
+# VMDK, two cores: 326 frames instead of 85, of 53 that there are; 30 s of processor time instead of 24.
+_THREADS = 4
 
 # How soon an interrupt is noticed at the latest: one that arrives just before the main thread
 # sleeps wakes nobody.
@@ -269,7 +274,8 @@ def make_in_order(
     ahead: int,
     progress: Callable[[int], object],
 ) -> None:
-    """Make an output and give it to `write` in order. Blocks of at most `ahead` bytes wait.
+    """Make an output and give it to `write` in order, by `workers` threads at once, those not counted
+    that wait for each other's frames. Blocks of at most `ahead` bytes wait.
 
     The last block is held back until all was checked: what a pipe got of a bad image is cut short,
     so that whoever reads it (tar, for one) sees an unexpected end.
@@ -278,14 +284,15 @@ def make_in_order(
         DigestMismatch: what was made is not what was published.
     """
     blocks, waiting = _blocks(each), deque[_Block]()
-    pool = ThreadPoolExecutor(max(1, min(workers, _MAX_WORKERS)))
+    workers = max(1, min(workers, _MAX_WORKERS))
+    pool, turns = ThreadPoolExecutor(_THREADS * workers + 1), threading.Semaphore(workers)
     try:
         following = next(blocks, None)
         while following is not None or waiting:
             held = sum(block.held for block in waiting)
             while following is not None and len(waiting) < _BLOCKS_AHEAD and (held < ahead or not waiting):
                 waiting.append(following)
-                pool.submit(_run, each.source, following)
+                pool.submit(_run, each.source, following, turns)
                 held, following = held + following.length, next(blocks, None)
             block = waiting.popleft()
             pieces = patiently(block.made)
@@ -322,15 +329,16 @@ def _blocks(each: Making) -> Iterator[_Block]:
             yield _Block(at, length, line, number, length)
 
 
-def _run(source: Source, block: _Block) -> None:
-    try:
-        pieces = list(source.pieces(block.offset, block.length))
-    except BaseException as error:  # noqa: BLE001 - who waits for it raises it
-        block.made.set_exception(error)
-        return
-    block.held = sum(len(piece) for piece in pieces if not isinstance(piece, Zeros))
-    block.made.set_result(pieces)
-    block.line.add(block)
+def _run(source: Source, block: _Block, turns: threading.Semaphore) -> None:
+    with turn(turns):
+        try:
+            pieces = list(source.pieces(block.offset, block.length))
+        except BaseException as error:  # noqa: BLE001 - who waits for it raises it
+            block.made.set_exception(error)
+            return
+        block.held = sum(len(piece) for piece in pieces if not isinstance(piece, Zeros))
+        block.made.set_result(pieces)
+        block.line.add(block)
 
 
 # --- pieces --------------------------------------------------------------------------------------

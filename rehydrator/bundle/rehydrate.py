@@ -166,8 +166,7 @@ def make_ordered(
         at_once = max(1, encoding(bundle, [each.output], jobs).at_once // (1 + others))
         end_streams = machine.streams_ahead(each.output.form.space or 0, at_once)
     try:
-        # Four blocks come from one frame, and all but one of their workers wait for it.
-        make_in_order(each, write, 4 * options.workers + 1, options.ahead // (1 + others), progress)
+        make_in_order(each, write, options.workers, options.ahead // (1 + others), progress)
     except BaseException:
         end_streams()
         if not others:

@@ -32,7 +32,7 @@ from rehydrator.core.ops import (
 )
 from rehydrator.core.reader import BytesReader
 from rehydrator.core.recipe import decode_chunk, encode_chunk
-from rehydrator.engine import Machine, OpsSpace, ReaderSpace
+from rehydrator.engine import Cache, Machine, OpsSpace, ReaderSpace, turn
 from rehydrator.streaming import Room
 
 if TYPE_CHECKING:
@@ -450,3 +450,59 @@ def test_the_home_of_nonsense(op: Op) -> None:
     """It is only asked for to put things in order, so it is somewhere, whatever a recipe says."""
     under_test = Machine({**guests(), 5: OpsSpace([op, zeros(1)])}, GUEST_RULES)
     assert under_test.home(5, 0)[0] in {2, 5}
+
+
+def test_who_waits_for_another_has_no_turn() -> None:
+    """Of two turns one makes a value, and one would wait for it: a third thread has that one meanwhile,
+    and who waited goes on only with a turn of his own."""
+    cache, turns, may_end, others_ran = Cache(1 << 20), threading.Semaphore(2), threading.Event(), []
+
+    def slow() -> bytes:
+        assert may_end.wait(10)
+        return b"made once"
+
+    def get() -> tuple[bytes, int]:
+        with turn(turns):
+            return cache.get("key", slow), turns._value
+
+    def other() -> None:
+        with turn(turns):
+            others_ran.append(may_end.is_set())
+
+    with ThreadPoolExecutor(4) as pool:
+        values = [pool.submit(get) for _ in range(3)]
+        pool.submit(other).result(10)
+        may_end.set()
+        assert [value.result(10)[0] for value in values] == [b"made once"] * 3
+    assert others_ran == [False]
+    assert max(value.result()[1] for value in values) <= 1
+    assert turns._value == 2
+
+
+def test_a_turn_ends_with_an_error() -> None:
+    """Whatever happens inside, and whoever waits for what fails."""
+    cache, turns, started, may_end = (
+        Cache(1 << 20),
+        threading.Semaphore(1),
+        threading.Event(),
+        threading.Event(),
+    )
+
+    def failing() -> bytes:
+        started.set()
+        assert may_end.wait(10)
+        raise HostileInput("wrong")
+
+    def get() -> None:
+        with turn(turns):
+            cache.get("key", failing)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lambda: cache.get("key", failing))
+        assert started.wait(10)
+        second = pool.submit(get)
+        may_end.set()
+        for each in (first, second):
+            with pytest.raises(HostileInput):
+                each.result(10)
+    assert turns._value == 1

@@ -410,6 +410,33 @@ def test_a_slow_writer(small_blocks: None, workers: int, ahead: int) -> None:
     assert counted.most <= ahead + 2 * BLOCK
 
 
+class Slow:
+    """A source that takes a moment for a block, and counts how many are made at once."""
+
+    def __init__(self, source: making.Source) -> None:
+        self._source, self._lock = source, threading.Lock()
+        self.running = self.most = 0
+
+    def pieces(self, offset: int, length: int) -> Iterator[Piece]:
+        with self._lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+        time.sleep(0.002)
+        yield from self._source.pieces(offset, length)
+        with self._lock:
+            self.running -= 1
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_so_many_are_at_work(small_blocks: None, workers: int) -> None:
+    """Threads that wait for nobody are as many as were asked for, and no more."""
+    bundle = bundle_of(image_of([Copy(60_000, 0, 0)], {100, 300}))
+    each = making.making(bundle, bundle.images[0])
+    slow = Slow(each.source)
+    make_in_order(replace(each, source=slow), nothing, workers, 16 * BLOCK, nothing)
+    assert slow.most == workers
+
+
 def test_parts_are_hashed_at_once(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of zeros, that are made in no time, several parts are hashed at once, each by one worker at a time.
     (20 blocks a part, and 12 of data that may wait, as of 10 GiB.)"""
