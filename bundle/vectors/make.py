@@ -458,6 +458,16 @@ def prefix_too_large(draft: Draft) -> None:
     draft.document["spaces"][0]["size"] += more
 
 
+@broken(8, "frames stand behind a prefix, and the pack does not say so", prefixed)
+def prefix_not_stated(draft: Draft) -> None:
+    del draft.document["packs"][0]["prefix"]
+
+
+@broken(8, "a pack with a prefix, and requires does not name it", prefixed)
+def prefix_not_required(draft: Draft) -> None:
+    draft.document["requires"] = []
+
+
 @broken(5, "another prefix than the one that a frame was made behind; sealed", prefixed)
 def prefix_of_another(draft: Draft) -> None:
     draft.packs[PACK][0].stored = ALPHABET[1:] + ALPHABET[:1]

@@ -37,7 +37,8 @@ MANIFEST = "bundle.json"
 FORMAT = "rehydrator-bundle"
 VERSION = 1
 STREAMS = "streams"
-KNOWN_FEATURES = frozenset({STREAMS})
+PREFIX = "prefix"
+KNOWN_FEATURES = frozenset({STREAMS, PREFIX})
 
 MAX_MANIFEST = 16 << 20
 MAX_PACKS = 1 << 13
@@ -74,13 +75,15 @@ class StoredFile:
 @dataclass(frozen=True, slots=True)
 class Pack:
     """A pack file and where its index lies in it; `index_digest` is BLAKE2b-256 in hex. `plain` has
-    the first 16 bytes of the BLAKE2b-256 of what each data frame decodes to, if it is there."""
+    the first 16 bytes of the BLAKE2b-256 of what each data frame decodes to, if it is there. `prefix`:
+    frames stand behind its first one."""
 
     stored: StoredFile
     index_offset: int
     index_length: int
     index_digest: str
     plain: tuple[bytes, ...] = ()
+    prefix: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +268,7 @@ def encode(manifest: Manifest) -> bytes:
         {
             "format": FORMAT,
             "version": VERSION,
-            "requires": [STREAMS] if manifest.rules.streams else [],
+            "requires": [*sorted(_features(manifest))],
             "packs": [_pack_json(pack) for pack in manifest.packs],
             "spaces": [_space_json(space) for space in manifest.spaces],
             "rules": _rules_json(manifest.rules),
@@ -273,6 +276,12 @@ def encode(manifest: Manifest) -> bytes:
             "releases": [_release_json(release) for release in manifest.releases],
         }
     )
+
+
+def _features(manifest: Manifest) -> set[str]:
+    """What a reader must know."""
+    found = {STREAMS} if manifest.rules.streams else set()
+    return found | {PREFIX} if any(pack.prefix for pack in manifest.packs) else found
 
 
 def decode(data: bytes) -> Manifest:
@@ -301,8 +310,9 @@ def decode(data: bytes) -> Manifest:
         known_answers=top.each("known_answers", _known_answer),
         releases=top.each("releases", _release),
     )
-    if manifest.rules.streams and STREAMS not in top.texts("requires"):
-        raise HostileInput(f"{MANIFEST}: stream rules, and {STREAMS} is not among what it requires")
+    missing = _features(manifest) - set(top.texts("requires"))
+    if missing:
+        raise HostileInput(f"{MANIFEST}: what it requires lacks {', '.join(sorted(missing))}")
     _check(manifest)
     return manifest
 
@@ -389,13 +399,17 @@ def _pack(item: Object) -> Pack:
     digest = parse_sha256(index.text("digest"), index.where)
     plain = bytes.fromhex(item.text("plain", _PLAIN)) if item.has("plain") else b""
     digests = tuple(plain[at : at + PLAIN_DIGEST] for at in range(0, len(plain), PLAIN_DIGEST))
-    return Pack(_stored(item, _PACK), index.number("offset"), index.number("length"), digest, digests)
+    place = index.number("offset"), index.number("length")
+    prefix = item.has("prefix") and item.flag("prefix")
+    return Pack(_stored(item, _PACK), *place, digest, digests, prefix)
 
 
 def _pack_json(pack: Pack) -> dict[str, Any]:
     index = {"offset": pack.index_offset, "length": pack.index_length, "digest": pack.index_digest}
     stated = {**_stored_json(pack.stored), "index": index}
-    return {**stated, "plain": b"".join(pack.plain).hex()} if pack.plain else stated
+    if pack.plain:
+        stated["plain"] = b"".join(pack.plain).hex()
+    return {**stated, "prefix": True} if pack.prefix else stated
 
 
 def _space(item: Object) -> PackSpace | RecipeSpace:

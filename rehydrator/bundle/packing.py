@@ -30,6 +30,7 @@ from rehydrator.core.ops import (
 from rehydrator.core.pack import (
     CHUNK,
     DATA,
+    ZSTD_BEHIND,
     Frame,
     can_be_prefix,
     encode_frame,
@@ -141,7 +142,8 @@ class _PackFile:
         self._file.close()
         stored = StoredFile(name, self._offset, self._hash.hexdigest())
         digests = tuple(self._digests) if self.plain >= _WORTH_A_SEED else ()
-        return Pack(stored, offset, len(index), frame_digest(index).hex(), digests)
+        behind = any(frame.codec == ZSTD_BEHIND for frame in self.frames)
+        return Pack(stored, offset, len(index), frame_digest(index).hex(), digests, behind)
 
     def close(self) -> None:
         self._file.close()

@@ -31,7 +31,7 @@ from rehydrator.core.errors import (
     ToolMissing,
 )
 from rehydrator.core.ops import Copy, Decode, Encode, Offsets, Stream
-from rehydrator.core.pack import CHUNK, DATA, decode_frame, decode_index, prefix_of
+from rehydrator.core.pack import CHUNK, DATA, ZSTD_BEHIND, decode_frame, decode_index, prefix_of
 from rehydrator.core.recipe import decode_chunk, output_offsets
 from rehydrator.core.zstd_decoder import Prefix
 from rehydrator.engine import DEFAULT_CACHE, Cache, Machine, run_ops, view
@@ -136,6 +136,8 @@ class PackFile:
         frames = decode_index(index, self.name)
         if sum(frame.stored for frame in frames) != self._pack.index_offset:
             raise HostileInput(f"{self.name}: its frames do not end where its index begins")
+        if not self._pack.prefix and any(frame.codec == ZSTD_BEHIND for frame in frames):
+            raise HostileInput(f"{self.name}: frames behind a prefix, and the manifest says that it has none")
         return frames
 
 

@@ -130,6 +130,11 @@ def test_what_is_required() -> None:
     assert value["requires"] == []
     assert "streams" not in value["rules"]
     assert ["streams" in space for space in value["spaces"]] == [False] * 3
+    assert "prefix" not in value["packs"][0]
+    behind = replace(made(), packs=(replace(made().packs[0], prefix=True),))
+    value = canonical_json.loads(encode(behind), "doc", 1 << 20)
+    assert (value["requires"], value["packs"][0]["prefix"]) == (["prefix", "streams"], True)
+    assert decode(encode(behind)) == behind
 
 
 def test_unknown_keys_are_passed_over() -> None:
@@ -202,6 +207,8 @@ LIES: dict[str, Callable[[Any], None]] = {
     "a decode of no space": setter("rules", "decodes", 0, "input", 9),
     "a prefix of no space": setter("rules", "decodes", 0, "prefix", 9),
     "streams that are not required": setter("requires", []),
+    "a prefix that is not required": setter("packs", 0, "prefix", True),
+    "a prefix in words": setter("packs", 0, "prefix", "yes"),
     "a stream of no space": setter("rules", "streams", 0, "input", 9),
     "a stream codec with a slash": setter("rules", "streams", 1, "codec", "../sh"),
     "a stream parameter in words": setter("rules", "streams", 1, "params", "level", "9; sh"),

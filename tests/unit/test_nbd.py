@@ -679,7 +679,9 @@ def test_who_asks_for_much_waits_for_his_own() -> None:
         greedy.request(READ, offset, 1, cookie=offset)
     assert gate.reached.wait(20)
     other.request(READ, 100, 1)
-    time.sleep(0.3)
+    other.request(READ, SIZE, 1)
+    assert other.error()[0] == EINVAL  # so the one before it was received
+    time.sleep(0.1)
     gate.open.set()
     assert other.chunk().payload[8:] == DATA[100:101]
     assert order.index(100) < 5

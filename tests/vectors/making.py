@@ -97,14 +97,21 @@ class Making:
             }
         )
 
+    def _has_prefix(self) -> bool:
+        return any(frame.codec == 2 for frame in self.frames)
+
+    def _requires(self) -> set[str]:
+        streams = {"streams"} if self.rules.get("streams") else set()
+        return streams | ({"prefix"} if self._has_prefix() else set())
+
     def draft(self) -> Draft:
         """The bundle, with one release."""
         release = {"name": "vector", "stream": "stable", "release": "1", "artifacts": self.artifacts}
         document = {
             "format": "rehydrator-bundle",
             "version": 1,
-            "requires": ["streams"] if self.rules.get("streams") else [],
-            "packs": [{"file": PACK}],
+            "requires": sorted(self._requires()),
+            "packs": [{"file": PACK, "prefix": True} if self._has_prefix() else {"file": PACK}],
             "spaces": self.spaces,
             "rules": self.rules,
             "known_answers": self.answers,

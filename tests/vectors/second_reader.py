@@ -98,6 +98,7 @@ PACK = FILE | {
     "file": r"packs/[A-Za-z0-9][A-Za-z0-9._-]{0,200}",
     "index": {"offset": NUMBER, "length": NUMBER, "digest": HEX64},
     "plain?": r"([0-9a-f]{32}){1,65536}",
+    "prefix?": bool,
 }
 SPACE = {"pack": LIST, "size": NUMBER, "chunks?": {"first": NUMBER, "count": NUMBER}, "inputs?": [LIST, LIST]}
 SPACE |= {"streams?": [LIST, LIST]}
@@ -164,11 +165,13 @@ def check(top: Any) -> None:
     need(type(top.get("version")) is int and top["version"] == 1, "unknown version")
     requires = top.get("requires")
     need(isinstance(requires, list), "requires")
-    need(all(each == "streams" for each in requires), "requires what is not known")
+    need(all(each in ("streams", "prefix") for each in requires), "requires what is not known")
     fits(top, MANIFEST, "bundle.json")
     packs, spaces, rules = top["packs"], top["spaces"], top["rules"]
     streams = rules.get("streams") or []
-    need(not streams or requires, "stream rules that are not required")
+    need(not streams or "streams" in requires, "stream rules that are not required")
+    behind = any(pack.get("prefix") for pack in packs)
+    need(not behind or "prefix" in requires, "prefixes that are not required")
     files = [each["file"] for each in packs] + [each["document"]["file"] for each in top["releases"]]
     need(len(set(files)) == len(files), "a file stands twice")
     for pack in packs:
@@ -588,7 +591,10 @@ class Bundle:
         index = self.packs[pack][place["offset"] :]
         if hashlib.blake2b(index, digest_size=32).hexdigest() != place["digest"]:
             raise Damaged(f"index of pack {pack}")
-        return index_frames(index, place["offset"])
+        frames = index_frames(index, place["offset"])
+        behind = any(frame.codec == 2 for frame in frames)
+        need(not behind or self.top["packs"][pack].get("prefix"), "a prefix that is not stated")
+        return frames
 
     def prefix(self, pack: int, frame: Frame) -> bytes:
         kinds = [each.kind for each in self.frames(pack)]
