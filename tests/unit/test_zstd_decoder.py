@@ -7,7 +7,7 @@ import random
 import pytest
 from backports import zstd
 
-from rehydrator.core import zstd_decoder
+from rehydrator.core import zstd_decoder, zstd_library
 from rehydrator.core.errors import HostileInput
 from rehydrator.core.zstd_decoder import Prefix, decompress
 
@@ -20,9 +20,10 @@ LEVEL: dict[int, int] = {zstd.CompressionParameter.compression_level: 19}
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test runs with the library's own functions, and without them."""
     if request.param == "blocks":
-        monkeypatch.setattr(zstd_decoder, "_in_one_call", lambda: None)
+        monkeypatch.setattr(zstd_library, "decoder", lambda: None)
     else:
-        assert zstd_decoder._in_one_call() is not None
+        assert zstd_library.decoder() is not None
+    monkeypatch.setattr(zstd_decoder, "_LARGE", 0)
 
 
 pytestmark = pytest.mark.usefixtures("_way")
