@@ -54,6 +54,7 @@ class Steps:
         print(f"{key} ...", end=" ", file=sys.stderr, flush=True)
         place = self._work / "stored" / keep
         before = size(place) if keep else 0
+        os.sync()  # what the step before wrote or removed is not written in this one's time
         taken = measure(script, self._work, self._timeout)
         done: dict[str, Any] = {
             "script": script,
