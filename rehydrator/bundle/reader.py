@@ -111,7 +111,12 @@ class PackFile:
             return self._frames
 
     def plain(self, frame: Frame) -> bytes:
-        """The plain bytes of one frame."""
+        """The plain bytes of one frame; what others stand behind is decoded once for both."""
+        if self._pack.prefix and frame == prefix_of(self.frames()):
+            return self._behind().plain
+        return self._made(frame)
+
+    def _made(self, frame: Frame) -> bytes:
         found = self.seed(frame)
         if found is not None:
             return found
@@ -122,7 +127,7 @@ class PackFile:
         """What its frames stand behind."""
         first = prefix_of(self.frames())
         assert first is not None  # decode_index has seen to it
-        return self._prefixes.get(self.name, lambda: self.plain(first))
+        return self._prefixes.get(self.name, lambda: self._made(first))
 
     def _open(self) -> Reader:
         if self._reader is None:

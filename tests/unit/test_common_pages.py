@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rehydrator.bundle import packing
+from rehydrator.bundle import packing, reader
 from rehydrator.bundle.common_pages import common_pages
 from rehydrator.bundle.packing import Ledger, PackWriter
+from rehydrator.bundle.reader import PackFile
 from rehydrator.bundle.survey import PAGE, survey
+from rehydrator.core.errors import HostileInput
 from rehydrator.core.pack import (
     DATA,
     STORED,
@@ -23,11 +26,13 @@ from rehydrator.core.pack import (
 )
 from rehydrator.core.reader import BytesReader
 from rehydrator.core.zstd_decoder import Prefix
+from rehydrator.store.files import DirectoryFiles
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rehydrator.bundle.manifest import Pack
+    from rehydrator.core.pack import Frame
 
 FRAME = 64 * PAGE
 
@@ -131,17 +136,17 @@ def read(root: Path, pack: Pack) -> tuple[list[int], bytes]:
 
 
 def test_frames_stand_behind_the_first(tmp_path: Path) -> None:
-    """All but the first refer to it, and take less room for that."""
+    """All but the first refer to it, and are half as large."""
     prefix, content = words(1, 50_000), words(1, 200_000)
     [pack] = written(tmp_path, prefix, content)
-    assert read(tmp_path, pack) == ([ZSTD] + 4 * [ZSTD_BEHIND], prefix + content)
+    assert read(tmp_path, pack) == ([ZSTD] + 7 * [ZSTD_BEHIND], prefix + content)
 
 
 def test_what_does_not_shrink_is_stored(tmp_path: Path) -> None:
     """Behind a prefix as without one."""
     noise = random.Random(1).randbytes(100_000)
     [pack] = written(tmp_path, noise[:1000], noise[1000:])
-    assert read(tmp_path, pack) == ([STORED, STORED, STORED], noise)
+    assert read(tmp_path, pack) == (5 * [STORED], noise)
 
 
 def test_every_pack_has_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,3 +165,30 @@ def test_what_would_be_taken_for_a_dictionary(tmp_path: Path) -> None:
     prefix, content = bytes.fromhex("37a430ec") + words(1, 50_000), words(1, 100_000)
     [pack] = written(tmp_path, prefix, content)
     assert read(tmp_path, pack) == ([ZSTD] * 3, prefix + content)
+
+
+def test_a_prefix_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For whoever reads its pages, and for the frames behind it, which are decoded by threads."""
+    prefix, content = words(1, 50_000), words(1, 200_000)
+    [pack] = written(tmp_path, prefix, content)
+    decoded: list[int] = []
+
+    def decode(frame: Frame, *more: Any) -> bytes:
+        decoded.append(frame.start)
+        return decode_frame(frame, *more)
+
+    monkeypatch.setattr(reader, "decode_frame", decode)
+    file = PackFile(DirectoryFiles(tmp_path), pack)
+    frames = [frame for frame in file.frames() if frame.kind == DATA]
+    with ThreadPoolExecutor(4) as pool:
+        assert b"".join(pool.map(file.plain, [*frames, *frames])) == 2 * (prefix + content)
+    assert decoded.count(0) == 1
+    assert len(decoded) == 1 + 2 * (len(frames) - 1)
+
+
+def test_a_prefix_that_the_manifest_does_not_name(tmp_path: Path) -> None:
+    """It is refused before anything is decoded."""
+    [pack] = written(tmp_path, words(1, 50_000), words(1, 200_000))
+    assert pack.prefix
+    with pytest.raises(HostileInput, match="behind a prefix"):
+        PackFile(DirectoryFiles(tmp_path), replace(pack, prefix=False)).frames()
