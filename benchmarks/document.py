@@ -29,7 +29,7 @@ from benchmarks.figures import (
 )
 from benchmarks.obtaining import PIPE
 from benchmarks.peers import REHYDRATOR
-from benchmarks.pictures import TITLES, back_names, level_rows, models, stored_rows
+from benchmarks.pictures import TITLES, back_names, level_rows, models, stored_rows, worth_of_two
 from benchmarks.plain import PLAIN
 
 if TYPE_CHECKING:
@@ -365,7 +365,7 @@ def _cores_section(results: Results, plot: str) -> list[str]:
         return []
     rows = []
     for task, (one, two, model) in found.items():
-        ends = spread([_share(fast, slow) for fast, slow in _extremes(one, two)])
+        ends = spread([Amdahl(*each, model.worth).share for each in _extremes(one, two)])
         rows.append(
             [
                 task,
@@ -378,13 +378,15 @@ def _cores_section(results: Results, plot: str) -> list[str]:
         )
     text = (
         "The same task on one and on two processors (`taskset`), rehydrator alone; *build* at level "
-        f"{results['settings'].get('scale_level', 3)}. The serial share is Amdahl's, from T(n) = s + p/n: "
-        "s/(s+p) = 2·T(2)/T(1) - 1, which for two processors is the experimentally determined serial "
-        "fraction of Karp and Flatt (1990); in brackets what the extremes of the rounds give. The "
-        "prediction is T(n) = T(1)·(share + (1 - share)/n). It knows nothing of a disk's or the memory's "
-        "limit, nor of clocks that fall when many cores work; it is an upper bound of the speed. An image "
-        f"has at most {_SEGMENTS} segments that can be made apart. Where the share is 0, two processors "
-        "were twice as fast as one, and the noise of the rounds is all that the prediction rests on."
+        f"{results['settings'].get('scale_level', 3)}. Two processors of this machine are worth w = "
+        f"{worth_of_two(results):.2f} times one: so much more is done in a time by two runs with one thread "
+        "each that have nothing to do with each other (aws to /dev/null). The serial share is Amdahl's, from "
+        "T(2) = T(1)·(share + (1 - share)/w); with w = 2 it would be the experimentally determined serial "
+        "fraction of Karp and Flatt (1990). In brackets is what the extremes of the rounds give. The "
+        "prediction is T(n) = T(1)·(share + (1 - share)/(n·w/2)). It knows nothing of a disk's or the "
+        "memory's limit, nor of clocks that fall when many cores work; it is an upper bound of the speed. An "
+        f"image has at most {_SEGMENTS} segments that can be made apart. Where the share is 0, the noise of "
+        "the rounds is all that the prediction rests on."
     )
     head = ("task", "1: seconds", "2: seconds", "speed-up", "serial share", "8: predicted", "64: predicted")
     return ["## Processors", text, plot, table(head, rows)]
@@ -393,10 +395,6 @@ def _cores_section(results: Results, plot: str) -> list[str]:
 def _extremes(one: Sequence[Step], two: Sequence[Step]) -> list[tuple[float, float]]:
     first, second = span(one), span(two)
     return [(first.most, second.least), (first.median, second.median), (first.least, second.most)]
-
-
-def _share(one: float, two: float) -> float:
-    return Amdahl(one, two).share
 
 
 def _levels_section(results: Results, plot: str) -> list[str]:

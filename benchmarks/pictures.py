@@ -176,11 +176,19 @@ def _read(results: Results) -> str:
 def models(results: Results) -> dict[str, tuple[list[Step], list[Step], Amdahl]]:
     """For each task of `cores`: its rounds on one processor, on two, and the model of both."""
     found = {}
+    worth = worth_of_two(results)
     for task in (*PLATFORMS, "all", "build"):
         one, two = (rounds(results, f"cores/{task}/{count}") for count in (1, 2))
         if good(one) and good(two):
-            found[task] = (one, two, Amdahl(span(one).median, span(two).median))
+            found[task] = (one, two, Amdahl(span(one).median, span(two).median, worth))
     return found
+
+
+def worth_of_two(results: Results) -> float:
+    """What two processors do in the time of one, by two runs that share nothing; 2 where that was not
+    measured."""
+    one, two = (rounds(results, f"cores/control/{count}") for count in (1, 2))
+    return 2 * span(one).median / span(two).median if good(one) and good(two) else 2.0
 
 
 def _cores(results: Results) -> str:

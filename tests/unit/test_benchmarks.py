@@ -14,7 +14,7 @@ from benchmarks.cores import Amdahl
 from benchmarks.document import markdown
 from benchmarks.measure import measure
 from benchmarks.peers import PEERS
-from benchmarks.pictures import pictures
+from benchmarks.pictures import pictures, worth_of_two
 from benchmarks.plots import Bar, Line, Span, bars, lines
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def results() -> dict[str, Any]:
         "startup/list/0": step(0.25),
         "cores/aws/1/0": step(12),
         "cores/aws/2/0": step(7),
+        "cores/control/1/0": step(10),
+        "cores/control/2/0": step(12.5),
         "scale/disk/600/4/build": step(6, stored=5),
         "scale/disk/2500/4/build": step(31.25, stored=5),
         **{f"scale/files/{count}/build": step(10 + 2 * count, stored=5) for count in (1, 2, 4)},
@@ -147,6 +149,22 @@ def test_amdahl_gives_back_what_was_measured() -> None:
     """The model meets both measurements; a quarter is serial where 8 seconds become 5."""
     model = Amdahl(8, 5)
     assert (model.share, model.seconds(1), model.seconds(2)) == (0.25, 8, 5)
+
+
+def test_amdahl_where_two_processors_are_not_two() -> None:
+    """Work that is all parallel gains what the machine has, and a quarter that is serial is found."""
+    model = Amdahl(8, 5, 1.6)
+    assert (model.share, model.seconds(1), model.seconds(2), model.seconds(8)) == (0, 8, 5, 1.25)
+    model = Amdahl(8, 2 + 6 / 1.6, 1.6)
+    assert model.share == pytest.approx(0.25)
+    assert model.seconds(2) == pytest.approx(2 + 6 / 1.6)
+    assert Amdahl(8, 5, 0.9).share < 1
+
+
+def test_what_two_processors_are_worth() -> None:
+    """Two runs in 12.5 seconds where one takes 10; 2 where it was not measured."""
+    assert worth_of_two(results()) == 1.6
+    assert worth_of_two({"steps": {}}) == 2
 
 
 def test_amdahl_takes_noise_for_the_nearer_end() -> None:
