@@ -378,9 +378,8 @@ def _cores_section(results: Results, plot: str) -> list[str]:
         )
     text = (
         "The same task on one and on two processors (`taskset`), rehydrator alone; *build* at level "
-        f"{results['settings'].get('scale_level', 3)}. Two processors of this machine are worth w = "
-        f"{worth_of_two(results):.2f} times one: so much more is done in a time by two runs with one thread "
-        "each that have nothing to do with each other (aws to /dev/null). The serial share is Amdahl's, from "
+        f"{results['settings'].get('scale_level', 3)}. "
+        f"{_worth(results)} The serial share is Amdahl's, from "
         "T(2) = T(1)·(share + (1 - share)/w); with w = 2 it would be the experimentally determined serial "
         "fraction of Karp and Flatt (1990). In brackets is what the extremes of the rounds give. The "
         "prediction is T(n) = T(1)·(share + (1 - share)/(n·w/2)). It knows nothing of a disk's or the "
@@ -390,6 +389,16 @@ def _cores_section(results: Results, plot: str) -> list[str]:
     )
     head = ("task", "1: seconds", "2: seconds", "speed-up", "serial share", "8: predicted", "64: predicted")
     return ["## Processors", text, plot, table(head, rows)]
+
+
+def _worth(results: Results) -> str:
+    if "cores/control/2/0" not in results["steps"]:
+        return "Two processors are taken to be worth w = 2 times one."
+    return (
+        f"Two processors of this machine are worth w = {worth_of_two(results):.2f} times one: so much "
+        "more is done in a time by two runs with one thread each that have nothing to do with each other "
+        "(aws to /dev/null)."
+    )
 
 
 def _extremes(one: Sequence[Step], two: Sequence[Step]) -> list[tuple[float, float]]:

@@ -433,6 +433,14 @@ index_change("frame_of_nothing", "a frame of no plain bytes", plain=0)
 index_change("frame_above_limit", "a frame of 64 MiB and one byte", plain=(1 << 26) + 1)
 
 
+@broken(8, "a frame states a window of 256 MiB", literals)
+def frame_window(draft: Draft) -> None:
+    plain = draft.packs[PACK][0].stored
+    header = b"\x28\xb5\x2f\xfd\x80" + bytes([(28 - 10) << 3]) + struct.pack("<I", len(plain))
+    stored = header + (len(plain) << 3 | 1).to_bytes(3, "little") + plain
+    draft.packs[PACK][0].codec, draft.packs[PACK][0].stored = 1, stored
+
+
 @broken(8, "a chunk stands behind a prefix", prefixed)
 def prefix_of_a_chunk(draft: Draft) -> None:
     draft.packs[PACK][2].codec = 2

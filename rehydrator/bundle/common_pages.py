@@ -50,8 +50,6 @@ def common_pages(
     parts = list(each(lambda start: _samples(guest, start, bits), page_blocks(guest)))
     prints, pages = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
     worth = _worth(prints, np.searchsorted(found.pages, pages), frame_size // PAGE, len(found.pages))
-    if guest.size % PAGE:
-        worth[found.pages == guest.size // PAGE] = 0
     best = np.argsort(-worth, kind="stable")[: frame_size // PAGE]
     return [int(page) for page in np.sort(found.pages[best[worth[best] > 0]])]
 

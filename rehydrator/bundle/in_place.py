@@ -298,7 +298,10 @@ class _UpdatedSink(FileSink):
 
     def __init__(self, work: _Work, sparse: bool) -> None:
         super().__init__(
-            work.descriptor, work.each.output.form.size, sparse, cached=work.options.cache is not False
+            work.descriptor,
+            work.each.output.form.size,
+            sparse,
+            cached=work.options.is_cached(work.each.output),
         )
         self._work, self._lock, self._begun = work, threading.Lock(), False
 

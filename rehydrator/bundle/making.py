@@ -35,14 +35,15 @@ _ZEROS = memoryview(bytes(256 << 10))
 # Blocks that wait for their writer, zeros among them.
 _BLOCKS_AHEAD = 256
 
-# Threads that are at work on an output in order, on however many cores. Its bytes ahead, 48 MiB at most (see
+# Threads that make an output in order, on however many cores. Its bytes ahead, 48 MiB at most (see
 # Options.ahead), are 12 blocks with data; the others hash zeros, of several segments at once. What is
 # made side by side has as many threads as it is given.
-_MAX_WORKERS = 64
+_MAX_THREADS = 64
 
-# Threads for each that is at work: four blocks come from one frame, and three of them wait for the fourth.
+# Threads for each that is at work: two to four blocks come from one frame, and all but one wait for it.
 # Were all at work where none waits, they would decode each other's frames out of the cache: measured, aws'
-# VMDK, two cores: 326 frames instead of 85, of 53 that there are; 30 s of processor time instead of 24.
+# VMDK, two cores, frames of 16 MiB: 326 of them instead of 85, of 53 that there are; 30 s of processor
+# time instead of 24.
 _THREADS = 4
 
 # How soon an interrupt is noticed at the latest: one that arrives just before the main thread
@@ -273,9 +274,12 @@ def make_in_order(
     workers: int,
     ahead: int,
     progress: Callable[[int], object],
+    *,
+    encoded: bool = False,
 ) -> None:
     """Make an output and give it to `write` in order, by `workers` threads at once, those not counted
-    that wait for each other's frames. Blocks of at most `ahead` bytes wait.
+    that wait for each other's frames. Blocks of at most `ahead` bytes wait. `encoded`: blocks wait for
+    encoders, which are fed from what other blocks may be making; then all threads are at work.
 
     The last block is held back until all was checked: what a pipe got of a bad image is cut short,
     so that whoever reads it (tar, for one) sees an unexpected end.
@@ -284,8 +288,8 @@ def make_in_order(
         DigestMismatch: what was made is not what was published.
     """
     blocks, waiting = _blocks(each), deque[_Block]()
-    workers = max(1, min(workers, _MAX_WORKERS))
-    pool, turns = ThreadPoolExecutor(_THREADS * workers + 1), threading.Semaphore(workers)
+    threads = min(_THREADS * max(1, workers) + 1, _MAX_THREADS)
+    pool, turns = ThreadPoolExecutor(threads), threading.Semaphore(threads if encoded else max(1, workers))
     try:
         following = next(blocks, None)
         while following is not None or waiting:

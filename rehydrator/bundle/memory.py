@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rehydrator.bundle import cgroup
 
-# The program itself; and what a thread takes: a frame, its compressed bytes, a block of it.
+# The program itself, with what frames stand behind; and what a thread takes: a frame, its compressed
+# bytes, a block of it.
 BASE = 64 << 20
 WORKER = 32 << 20
 _LEAST = 300 << 20

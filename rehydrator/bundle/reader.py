@@ -31,7 +31,7 @@ from rehydrator.core.errors import (
     ToolMissing,
 )
 from rehydrator.core.ops import Copy, Decode, Encode, Offsets, Stream
-from rehydrator.core.pack import CHUNK, DATA, ZSTD_BEHIND, decode_frame, decode_index, prefix_of
+from rehydrator.core.pack import CHUNK, DATA, MAX_PREFIX, ZSTD_BEHIND, decode_frame, decode_index, prefix_of
 from rehydrator.core.recipe import decode_chunk, output_offsets
 from rehydrator.core.zstd_decoder import Prefix
 from rehydrator.engine import DEFAULT_CACHE, Cache, Machine, run_ops, view
@@ -62,32 +62,17 @@ _MORE = 64 << 10
 # Ops of decoded chunks that are held, of all spaces together; each costs 150 to 300 bytes.
 _OPS_HELD = 1 << 18
 
-
-class _Prefixes:
-    """What frames stand behind, at most 16 MiB for each pack; of as many packs as a disk that is
-    read in order can need at once."""
-
-    def __init__(self, most: int = 2) -> None:
-        self._most = most
-        self._held: OrderedDict[str, Prefix] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, pack: str, decode: Callable[[], bytes]) -> Prefix:
-        """That of a pack; others wait while it is decoded, most likely for the same."""
-        with self._lock:
-            if pack not in self._held:
-                self._held[pack] = Prefix(decode())
-            self._held.move_to_end(pack)
-            if len(self._held) > self._most:
-                self._held.popitem(last=False)
-            return self._held[pack]
+# What frames stand behind, of as many packs as a disk that is read in order can need at once.
+_PREFIXES_HELD = 2 * MAX_PREFIX + (64 << 10)
 
 
 class PackFile:
     """One pack: its index, checked once, and its frames, checked each."""
 
-    def __init__(self, files: Files, pack: Pack, prefixes: _Prefixes | None = None) -> None:
-        self._files, self._pack, self._prefixes = files, pack, prefixes or _Prefixes()
+    def __init__(self, files: Files, pack: Pack, prefixes: Cache | None = None) -> None:
+        """`prefixes` are what frames of several packs stand behind, by the digests of their frames."""
+        self._files, self._pack, self._prefixes = files, pack, prefixes or Cache(_PREFIXES_HELD)
+        self._first: Frame | None = None
         self._lock = threading.Lock()
         self._frames: list[Frame] | None = None
         self._reader: Reader | None = None
@@ -112,7 +97,7 @@ class PackFile:
 
     def plain(self, frame: Frame) -> bytes:
         """The plain bytes of one frame; what others stand behind is decoded once for both."""
-        if self._pack.prefix and frame == prefix_of(self.frames()):
+        if frame.kind == DATA and self._pack.prefix and frame is self._first:
             return self._behind().plain
         return self._made(frame)
 
@@ -125,9 +110,9 @@ class PackFile:
 
     def _behind(self) -> Prefix:
         """What its frames stand behind."""
-        first = prefix_of(self.frames())
+        first = self._first
         assert first is not None  # decode_index has seen to it
-        return self._prefixes.get(self.name, lambda: self._made(first))
+        return Prefix(self._prefixes.get(first.digest, lambda: self._made(first)))
 
     def _open(self) -> Reader:
         if self._reader is None:
@@ -141,6 +126,7 @@ class PackFile:
         frames = decode_index(index, self.name)
         if sum(frame.stored for frame in frames) != self._pack.index_offset:
             raise HostileInput(f"{self.name}: its frames do not end where its index begins")
+        self._first = prefix_of(frames)
         if not self._pack.prefix and any(frame.codec == ZSTD_BEHIND for frame in frames):
             raise HostileInput(f"{self.name}: frames behind a prefix, and the manifest says that it has none")
         return frames
@@ -324,7 +310,7 @@ class Bundle:
         self.files = files
         self.signed_bytes = read_signed(files)
         self.manifest: Manifest = manifests.decode(self.signed_bytes)
-        prefixes = _Prefixes()
+        prefixes = Cache(_PREFIXES_HELD)
         self._packs = [PackFile(files, pack, prefixes) for pack in self.manifest.packs]
         self._held = HeldChunks()
         spaces = {number: self._space(number) for number in range(len(self.manifest.spaces))}

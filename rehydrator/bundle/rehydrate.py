@@ -162,11 +162,13 @@ def make_ordered(
         DigestMismatch: what was made is not what was published.
     """
     machine, options, end_streams = bundle.machine, Options(jobs, memory=memory), _nothing
-    if has_streams(bundle, each.output):
+    encoded = has_streams(bundle, each.output)
+    if encoded:
         at_once = max(1, encoding(bundle, [each.output], jobs).at_once // (1 + others))
         end_streams = machine.streams_ahead(each.output.form.space or 0, at_once)
     try:
-        make_in_order(each, write, options.workers, options.ahead // (1 + others), progress)
+        ahead = options.ahead // (1 + others)
+        make_in_order(each, write, options.workers, ahead, progress, encoded=encoded)
     except BaseException:
         end_streams()
         if not others:

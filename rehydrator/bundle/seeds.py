@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # recipes may have any number.
 _MOST_RUNS = 1 << 17
 
-# Frames of each raw image, of 16 MiB mostly, that are looked for on a disk to tell which it has.
+# Frames of each raw image, of 8 or 16 MiB mostly, that are looked for on a disk to tell which it has.
 _SAMPLES = 4
 _RAW = (".raw", ".img")
 

@@ -24,6 +24,7 @@ from rehydrator.bundle.survey import PAGE, nonzero_pages
 from rehydrator.codecs import codec
 from rehydrator.core.errors import ToolMissing
 from rehydrator.core.ops import Copy, Encode, Offsets, Rules, Stream, is_zeros, zeros
+from rehydrator.core.pack import MAX_PREFIX
 from rehydrator.core.reader import WindowReader
 from rehydrator.delta import PageIndex
 from rehydrator.formats.explanation import FILE, GUEST, LAYER, SIZES, append
@@ -331,7 +332,7 @@ class Storage:
         self, guest: SparseReader, found: Survey, writer: PackWriter
     ) -> dict[int, tuple[Copy, bytes]]:
         """Store the frame that the others stand behind; its pages, by their hashes."""
-        numbers = common_pages(guest, found, self._frame_size, self._pool.map)
+        numbers = common_pages(guest, found, min(self._frame_size, MAX_PREFIX), self._pool.map)
         pages = [guest.pread(number * PAGE, PAGE) for number in numbers]
         if not pages:
             return {}

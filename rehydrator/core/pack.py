@@ -87,12 +87,13 @@ def decode_index(data: bytes, what: str) -> list[Frame]:
     if magic != INDEX_MAGIC or zero or len(data) != _HEADER.size + count * _RECORD.size:
         raise HostileInput(f"{what}: not a pack index")
     frames: list[Frame] = []
+    first: Frame | None = None
     here = 0
     for record in _RECORD.iter_unpack(data[_HEADER.size :]):
         kind, codec, planes, zero1, zero2, start, offset, stored, plain, digest = record
         if kind > CHUNK or codec > ZSTD_BEHIND or planes not in (1, 2, 4, 8) or zero1 or zero2:
             raise HostileInput(f"{what}: unknown frame kind {kind}, codec {codec}, planes {planes}")
-        if codec == ZSTD_BEHIND and (kind != DATA or prefix_of(frames) is None):
+        if codec == ZSTD_BEHIND and (kind != DATA or not first or not _is_prefix(first)):
             raise HostileInput(f"{what}: a frame at {offset} with a prefix, and there is none")
         if not 0 < plain <= MAX_FRAME or not 0 < stored <= MAX_FRAME or plain % planes:
             raise HostileInput(f"{what}: a frame of {stored} bytes that decodes to {plain}")
@@ -102,6 +103,8 @@ def decode_index(data: bytes, what: str) -> list[Frame]:
             raise HostileInput(f"{what}: a frame at {offset}, where {here} is next")
         here += stored
         frames.append(Frame(kind, codec, planes, start, offset, stored, plain, digest))
+        if first is None and kind == DATA:
+            first = frames[-1]
     return frames
 
 
@@ -109,9 +112,11 @@ def prefix_of(frames: Sequence[Frame]) -> Frame | None:
     """The frame whose plain bytes other frames of its pack may refer to: the first data frame,
     where that needs none itself and has no more than MAX_PREFIX."""
     first = next((frame for frame in frames if frame.kind == DATA), None)
-    if first is None or first.codec == ZSTD_BEHIND or first.planes > 1 or first.plain > MAX_PREFIX:
-        return None
-    return first
+    return first if first and _is_prefix(first) else None
+
+
+def _is_prefix(first: Frame) -> bool:
+    return first.codec != ZSTD_BEHIND and first.planes == 1 and first.plain <= MAX_PREFIX
 
 
 def encode_frame(

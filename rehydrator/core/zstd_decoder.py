@@ -46,6 +46,8 @@ def decompress(stored: bytes, size: int, what: str, prefix: Prefix | None = None
         declared = zstd.get_frame_info(stored).decompressed_size
         if declared != size or zstd.get_frame_size(stored) != len(stored):
             raise HostileInput(f"{what}: a zstd frame that does not hold exactly {size} bytes")
+        if _window(stored) > 1 << _WINDOW_BITS:
+            raise HostileInput(f"{what}: a zstd frame with a window above {1 << _WINDOW_BITS} bytes")
         plain = _way(size, prefix)(stored, size, prefix)
     except (zstd.ZstdError, ValueError) as error:
         raise HostileInput(f"{what}: not a zstd frame: {error}") from None
@@ -54,11 +56,22 @@ def decompress(stored: bytes, size: int, what: str, prefix: Prefix | None = None
     return plain
 
 
+def _window(stored: bytes) -> int:
+    """The window that a frame states; 0 where it is the content (RFC 8878, sections 3.1.1.1.1 and
+    3.1.1.1.2)."""
+    if stored[4] & 0x20:  # Single_Segment_flag
+        return 0
+    exponent, mantissa = stored[5] >> 3, stored[5] & 7
+    return (8 + mantissa) << (10 + exponent - 3)
+
+
 def _way(size: int, prefix: Prefix | None) -> Decode:
     if size < _LARGE and not prefix:
         return in_blocks
-    from rehydrator.core import zstd_library
-
+    try:
+        from rehydrator.core import zstd_library
+    except (ImportError, AttributeError):  # no ctypes, or another Python than CPython
+        return in_blocks
     return zstd_library.decoder() or in_blocks
 
 

@@ -71,7 +71,6 @@ def test_no_more_than_a_frame() -> None:
     guest = BytesReader(b"".join(parts))
     found = common_pages(guest, survey(guest), FRAME, map)
     assert len(found) <= 64
-    assert set(found) & set(range(64, 128)) == set(range(64, 128)) & set(found)
     assert len([page for page in found if 64 <= page < 128]) > 50
     assert found == sorted(found)
 
@@ -92,14 +91,6 @@ def test_none(data: bytes) -> None:
     """Disks of less than four frames, and those without anything in common, have no such frame."""
     guest = BytesReader(data)
     assert common_pages(guest, survey(guest), FRAME, map) == []
-
-
-def test_only_whole_pages() -> None:
-    """The end of a disk that is no whole page is not taken, whatever stands in it."""
-    data, snippet = disk(2, 5)
-    guest = BytesReader(snippet[: PAGE - 8] + data[PAGE:] + snippet[:-9])
-    found = common_pages(guest, survey(guest), FRAME, map)
-    assert guest.size // PAGE not in found
 
 
 # --- packs

@@ -437,6 +437,15 @@ def test_so_many_are_at_work(small_blocks: None, workers: int) -> None:
     assert slow.most == workers
 
 
+def test_all_are_at_work_where_encoders_are(small_blocks: None) -> None:
+    """Who waits for an encoder keeps nobody from what it is fed with."""
+    bundle = bundle_of(image_of([Copy(60_000, 0, 0)], {100, 300}))
+    each = making.making(bundle, bundle.images[0])
+    slow = Slow(each.source)
+    make_in_order(replace(each, source=slow), nothing, 1, 16 * BLOCK, nothing, encoded=True)
+    assert slow.most > 2
+
+
 def test_parts_are_hashed_at_once(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of zeros, that are made in no time, several parts are hashed at once, each by one worker at a time.
     (20 blocks a part, and 12 of data that may wait, as of 10 GiB.)"""

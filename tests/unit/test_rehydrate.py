@@ -411,6 +411,27 @@ def test_each_ends_as_it_should(tmp_path: Path, jobs: int) -> None:
     assert (tmp_path / "better").read_bytes() == DICE[3:]
 
 
+@pytest.mark.parametrize(
+    ("cache", "dropped"), [(None, {"large"}), (True, set()), (False, {"large", "small"})]
+)
+def test_what_leaves_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool | None, dropped: set[str]
+) -> None:
+    """Large files, unless somebody says otherwise of all."""
+    advised: set[str] = set()
+
+    def advise(descriptor: int, offset: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_DONTNEED
+        advised.add(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(rehydrate, "_LARGE", SIZE // 2)
+    bundle = dice_bundle(image("large", 1), image("small", SIZE // 2 + 1))
+    found = ended_as(bundle, bundle.images, tmp_path, Options(1, cache=cache))
+    assert found == {"large": "written", "small": "written"}
+    assert {name for name in ("large", "small") if any(name in each for each in advised)} == dropped
+
+
 def test_more_than_are_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is too much for one pass is made in several."""
     monkeypatch.setattr(rehydrate, "_MOST_OPEN", 3)
@@ -531,9 +552,9 @@ def test_what_has_no_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs
     bundle = dice_bundle(*alone, image("z", 3), replace(image("bad", digest="0" * 64), boundaries=()))
     in_order: list[str] = []
 
-    def noted(each: Making, *arguments: Any) -> None:
+    def noted(each: Making, *arguments: Any, **more: Any) -> None:
         in_order.append(each.output.form.name)
-        make_in_order(each, *arguments)
+        make_in_order(each, *arguments, **more)
 
     monkeypatch.setattr("rehydrator.bundle.rehydrate.make_in_order", noted)
     found = ended_as(bundle, bundle.images, tmp_path, Options(jobs))

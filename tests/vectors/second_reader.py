@@ -252,13 +252,13 @@ def index_frames(index: bytes, end: int) -> list[Frame]:
     need(len(index) >= 16 and index[:8] == b"RHPKIDX1" and index[12:16] == bytes(4), "not an index")
     need(len(index) == 16 + 64 * int.from_bytes(index[8:12], "little"), "index of another length")
     frames: list[Frame] = []
+    first: Frame | None = None
     here = 0
     for record in struct.iter_unpack("<BBB5sQQII32s", index[16:]):
         frame = Frame(*record[:3], *record[4:])
         need(record[3] == bytes(5) and frame.kind < 2 and frame.codec < 3, "unknown kind or codec")
         if frame.codec == 2:
-            first = next((each for each in frames if not each.kind), frame)
-            fit = first.codec < 2 and first.planes == 1 and first.plain <= 1 << 24
+            fit = first is not None and first.codec < 2 and first.planes == 1 and first.plain <= 1 << 24
             need(fit and not frame.kind, "a prefix that there is not")
         need(frame.planes in ((1,) if frame.kind else (1, 2, 4, 8)), "planes")
         need(frame.offset == here and 0 < frame.stored <= 1 << 26, "frames do not follow each other")
@@ -266,6 +266,7 @@ def index_frames(index: bytes, end: int) -> list[Frame]:
         need(frame.plain % frame.planes == 0, "planes")
         here += frame.stored
         frames.append(frame)
+        first = frame if first is None and not frame.kind else first
     need(here == end, "bytes outside of frames")
     return frames
 
@@ -275,6 +276,8 @@ def unzstd(stored: bytes, size: int, prefix: bytes = b"") -> bytes:
     options = {int(zstd.DecompressionParameter.window_log_max): 27}
     try:
         need(zstd.get_frame_info(stored).decompressed_size == size, "content size")
+        window = 0 if stored[4] & 32 else (8 + stored[5] % 8) << (stored[5] // 8 + 7)
+        need(window <= 1 << 27, "a window above the limit")
         decoder = zstd.ZstdDecompressor(zstd_dict=reference, options=options)
         plain = decoder.decompress(stored, size + 1)
     except (zstd.ZstdError, ValueError) as error:
