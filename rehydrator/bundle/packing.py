@@ -201,18 +201,18 @@ class PackWriter:
         self._current.plain += len(plain)
         return self.space, at
 
-    def append_prefix(self, plain: bytes) -> list[tuple[int, int, int]]:
-        """Store bytes as the first frame, which all data frames behind it are encoded behind; where
-        they lie, as `append` says. Call it before anything else is stored.
+    def append_prefix(self, plain: bytes) -> tuple[int, int]:
+        """Store bytes as the first frame, which all data frames behind it are encoded behind; (space,
+        offset). Call it before anything else is stored.
 
         A further pack begins with the same frame, so that each can be read alone. Frames behind it are
         half as large: a random read decodes half as much, for 1.1 % more room (measured: a quarter of
         the os release's disk, level 18, 36,274,441 bytes instead of 35,871,307).
         """
-        space, at = self.append_frame(plain)
+        placed = self.append_frame(plain)
         if can_be_prefix(plain):
             self._prefix, self._frame_size = Prefix(plain), self._size_behind
-        return [(space, at, len(plain))]
+        return placed
 
     def add_recipe(self, ops: Sequence[Op]) -> int:
         """Store a recipe; the number of the space that it makes."""

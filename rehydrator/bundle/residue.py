@@ -14,6 +14,7 @@ from backports import zstd
 
 from rehydrator.core.ops import Copy, Decode, DecodeRule
 from rehydrator.core.pack import frame_options
+from rehydrator.core.zstd_decoder import Prefix, referred
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -134,4 +135,4 @@ def _merged(spans: list[Neighbour]) -> list[Neighbour]:
 def _compress(residue: bytes, prefix: bytes) -> bytes:
     options = frame_options(_LEVEL, len(prefix) + len(residue))
     options[zstd.CompressionParameter.enable_long_distance_matching] = 1
-    return zstd.compress(residue, options=options, zstd_dict=zstd.ZstdDict(prefix, is_raw=True).as_prefix)
+    return zstd.compress(residue, options=options, zstd_dict=referred(Prefix(prefix)))

@@ -336,7 +336,7 @@ class Storage:
         pages = [guest.pread(number * PAGE, PAGE) for number in numbers]
         if not pages:
             return {}
-        [(space, start, _)] = writer.append_prefix(b"".join(pages))
+        space, start = writer.append_prefix(b"".join(pages))
         return {
             xxh3_64_intdigest(data): (Copy(PAGE, space, start + number * PAGE), data)
             for number, data in enumerate(pages)
